@@ -1,0 +1,268 @@
+// Package router joins events with subscriptions: for each event and each
+// subscription that matches it there, it makes one delivery record.
+//
+// Consuming the events, producing the deliveries and committing the offsets are
+// one Kafka transaction, so that whoever reads committed records sees each
+// delivery once, whatever crashes in between. Which subscriptions match depends
+// on the event's position in the log alone, so that routing a range again makes
+// the same deliveries, with the same ids.
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/events"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+)
+
+// Subscriptions is the table that events are joined with.
+type Subscriptions interface {
+	// Sync returns when every change acknowledged before the call is in the table.
+	Sync(ctx context.Context) error
+	// Match returns the subscriptions that an event of the type at the position
+	// of the log is for.
+	Match(eventType string, at webhook.Position) []webhook.Registered
+}
+
+// Config of a Router.
+type Config struct {
+	// Kafka are the options of the connection.
+	Kafka  []kgo.Opt
+	Topics webhook.Topics
+	// Group is the consumer group that shares out the partitions of the log.
+	Group string
+	// TransactionalID must be this instance's own, and the same after a restart:
+	// that ends at once what a predecessor left open.
+	TransactionalID string
+	Subscriptions   Subscriptions
+	Log             *slog.Logger
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
+}
+
+// Router routes the partitions that are assigned to it.
+type Router struct {
+	cfg     Config
+	metrics *metrics
+}
+
+// errFatal is wrapped by errors after which going on would lose or repeat
+// events, or only fight another process.
+var errFatal = errors.New("the router can't go on")
+
+const (
+	// maxPoll bounds the events of one transaction; with a thousand matching
+	// subscriptions each it also bounds the memory of its deliveries.
+	maxPoll            = 1000
+	transactionTimeout = 30 * time.Second
+	commitTimeout      = 20 * time.Second
+)
+
+// New makes a router; Run joins the group.
+func New(cfg Config) *Router { return &Router{cfg: cfg, metrics: newMetrics(cfg.Metrics)} }
+
+func (r *Router) join() (*kgo.GroupTransactSession, error) {
+	return kgo.NewGroupTransactSession(append(slices.Clone(r.cfg.Kafka),
+		kgo.TransactionalID(r.cfg.TransactionalID),
+		kgo.TransactionTimeout(transactionTimeout),
+		kgo.ConsumerGroup(r.cfg.Group),
+		kgo.ConsumeTopics(r.cfg.Topics.Events()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.RequireStableFetchOffsets(),
+		// Where to begin is decided before (see Begin); never by surprise.
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.SessionTimeout(10*time.Second),
+		kgo.HeartbeatInterval(time.Second),
+		// Deliveries of a batch are flushed together at its end; lingering would
+		// only add to every event's way.
+		kgo.ProducerLinger(0),
+		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
+	)...)
+}
+
+// Run routes until ctx ends, finishing the batch in hand, or until going on
+// would lose or repeat events. After any other trouble it joins again: what was
+// committed is in Kafka, and nothing else matters.
+func (r *Router) Run(ctx context.Context) error {
+	for {
+		err := r.session(ctx)
+		if ctx.Err() != nil || errors.Is(err, errFatal) {
+			return err
+		}
+		r.cfg.Log.Warn("router joins again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// session is one membership in the group, from joining to leaving.
+func (r *Router) session(ctx context.Context) error {
+	s, err := r.join()
+	if err != nil {
+		return fmt.Errorf("join group %s: %w", r.cfg.Group, err)
+	}
+	defer s.Close()
+	for {
+		fetches := s.PollRecords(ctx, maxPoll)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err := r.fatal(fetches); err != nil {
+			return err
+		}
+		if fetches.NumRecords() == 0 {
+			continue
+		}
+		if err := r.batch(context.WithoutCancel(ctx), s, fetches); err != nil {
+			return err
+		}
+	}
+}
+
+// fatal returns the error after which routing must stop.
+func (r *Router) fatal(fetches kgo.Fetches) error {
+	var fatal error
+	fetches.EachError(func(topic string, partition int32, err error) {
+		var lost *kgo.ErrDataLoss
+		switch {
+		case errors.Is(err, kerr.OffsetOutOfRange), errors.As(err, &lost):
+			fatal = fmt.Errorf("%w: the committed offset of %s[%d] is not in the log any more, so events would be skipped or repeated; "+
+				"choose where to go on with --from: %w", errFatal, topic, partition, err)
+		default:
+			r.cfg.Log.Warn("fetch", "topic", topic, "partition", partition, "error", err)
+		}
+	})
+	return fatal
+}
+
+// batch routes what was fetched, in one transaction.
+func (r *Router) batch(ctx context.Context, s *kgo.GroupTransactSession, fetches kgo.Fetches) error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	if err := s.Begin(); err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	// After the fetch: a change that was acknowledged before one of these events
+	// was even asked for is before this end.
+	failed := r.cfg.Subscriptions.Sync(ctx)
+	if failed == nil {
+		failed = r.route(ctx, s, fetches)
+	}
+	if failed != nil {
+		r.cfg.Log.Warn("batch is routed again", "error", failed)
+	}
+	// Not committed without an error means that the group rebalanced: the session
+	// has gone back, and the batch comes again, here or elsewhere.
+	committed, err := s.End(ctx, kgo.TransactionEndTry(failed == nil))
+	if errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) {
+		return fmt.Errorf("%w: another router uses the transactional id %s; give each its own INSTANCE_ID: %w", errFatal, r.cfg.TransactionalID, err)
+	}
+	if err != nil {
+		return fmt.Errorf("end transaction: %w", err)
+	}
+	if committed {
+		r.metrics.batch.Observe(time.Since(began).Seconds())
+	}
+	return nil
+}
+
+func (r *Router) route(ctx context.Context, s *kgo.GroupTransactSession, fetches kgo.Fetches) error {
+	var records []*kgo.Record
+	var err error
+	fetches.EachRecord(func(rec *kgo.Record) {
+		if err == nil {
+			records, err = r.routeOne(records, rec)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		return fmt.Errorf("produce deliveries: %w", err)
+	}
+	return nil
+}
+
+// routeOne appends the records that an event's record leads to.
+func (r *Router) routeOne(out []*kgo.Record, rec *kgo.Record) ([]*kgo.Record, error) {
+	e, err := events.Decode(rec)
+	switch {
+	case err != nil:
+		r.metrics.events.WithLabelValues("unreadable").Inc()
+		dead, encErr := webhook.Unreadable(r.cfg.Topics.DeadLetters(), rec, err, time.Now())
+		if encErr != nil {
+			return out, encErr
+		}
+		r.cfg.Log.Error("unreadable event is now a dead letter",
+			"topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset, "error", err)
+		return append(out, dead), nil
+	case !events.Known(e.Type):
+		// A newer version's; it will be that version's routers' to send.
+		r.metrics.events.WithLabelValues("unknown_type").Inc()
+		return out, nil
+	case e.Type == events.NoShow:
+		r.metrics.events.WithLabelValues("no_webhook").Inc()
+		return out, nil
+	}
+	at := webhook.Position{Partition: rec.Partition, Offset: rec.Offset}
+	matches := r.cfg.Subscriptions.Match(e.Type, at)
+	r.metrics.events.WithLabelValues("routed").Inc()
+	r.metrics.deliveries.Add(float64(len(matches)))
+	r.cfg.Log.Debug("event routed", "event", e.Type, "event_id", e.ID, "position", at.String(), "deliveries", len(matches))
+	if len(matches) == 0 {
+		return out, nil
+	}
+	payload, err := webhook.Render(e)
+	if err != nil {
+		return out, err
+	}
+	for _, m := range matches {
+		id := webhook.DeliveryID(e.ID, m.Subscription.ID)
+		d := webhook.Delivery{
+			ID: id, SubscriptionID: m.Subscription.ID, EventType: e.Type,
+			Event: at, Subscription: m.At, Attempt: 1, Body: payload.Body(id),
+		}
+		record, err := d.Encode(r.cfg.Topics.Deliveries())
+		if err != nil {
+			return out, err
+		}
+		out = append(out, record)
+	}
+	return out, nil
+}
+
+type metrics struct {
+	events     *prometheus.CounterVec
+	deliveries prometheus.Counter
+	batch      prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "webhooks_router_events_total", Help: "Events read, by what became of them."}, []string{"result"}),
+		deliveries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_router_deliveries_total", Help: "Delivery records made; those of a batch that is routed again count again."}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "webhooks_router_batch_seconds", Help: "Time from a fetched batch to its commit.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.events, m.deliveries, m.batch)
+	}
+	return m
+}
