@@ -1,0 +1,212 @@
+// Package writer makes one process at a time the writer of each partition of a
+// topic, however many processes run.
+//
+// A consumer group says who that is; one transactional id per partition makes
+// the broker refuse everyone else. A new writer first initialises its producer,
+// which fences the old one; only then it looks where the log ends, waits until
+// its state has been folded up to there, and serves. In any other order the old
+// writer could still commit something that the new one does not know.
+package writer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Errors of Submit that are not the operation's own.
+var (
+	// ErrNotOwner: another process writes the partition, or nobody does yet.
+	// Nothing was done.
+	ErrNotOwner = errors.New("this process does not write the partition")
+	// ErrUnknown: the operation may or may not have been written.
+	ErrUnknown = errors.New("the outcome of the write is unknown")
+)
+
+// Batch is the state that operations which share a transaction decide on: what
+// is committed, and on top what the batch's earlier operations decided.
+type Batch interface {
+	// Commit is called once the batch's records are committed; they carry their
+	// offsets. A batch that is not committed is dropped without a call.
+	Commit(ctx context.Context, records []*kgo.Record) error
+}
+
+// Op decides on a batch: it returns the records to write, whose topic and
+// partition are set by the writer, or a refusal.
+type Op[B Batch] func(ctx context.Context, batch B) ([]*kgo.Record, error)
+
+// Config of a Group.
+type Config[B Batch] struct {
+	// Kafka are the options of the connection.
+	Kafka []kgo.Opt
+	Topic string
+	// Group is the consumer group that shares out the partitions.
+	Group string
+	// TransactionalID is what the partitions' transactional ids begin with. It
+	// must be the same for all processes, for it is what fences.
+	TransactionalID string
+	// Advertise is told to the other processes as the owner's address.
+	Advertise string
+	// Begin starts a batch of a partition.
+	Begin func(partition int32) B
+	// Await returns when the partition's state has been folded up to the offset.
+	Await func(ctx context.Context, partition int32, offset int64) error
+	// End returns the partition's high watermark.
+	End func(ctx context.Context, partition int32) (int64, error)
+	Log *slog.Logger
+}
+
+const (
+	// maxBatch bounds the operations that share a transaction.
+	maxBatch = 256
+	// queue bounds the operations that wait for their turn, per partition.
+	queue = 1024
+	// commitTimeout bounds one transaction; the broker's own time-out is longer,
+	// so that it is this process that gives up first.
+	commitTimeout      = 10 * time.Second
+	transactionTimeout = 15 * time.Second
+)
+
+// Group is this process's share of the partitions.
+type Group[B Batch] struct {
+	cfg    Config[B]
+	client *kgo.Client
+	admin  *kadm.Client
+	owners sync.WaitGroup
+
+	mu    sync.Mutex
+	parts map[int32]*owner[B]
+
+	// looking guards what the last look-up of owners found, and when; it is held
+	// during a look-up, so that there is one at a time.
+	looking sync.Mutex
+	seen    map[int32]string
+	seenAt  time.Time
+}
+
+// New joins the group; Run serves.
+func New[B Batch](cfg Config[B]) (*Group[B], error) {
+	g := &Group[B]{cfg: cfg, parts: map[int32]*owner[B]{}}
+	client, err := kgo.NewClient(append(slices.Clone(cfg.Kafka),
+		kgo.ClientID(cfg.Advertise),
+		kgo.ConsumerGroup(cfg.Group),
+		kgo.ConsumeTopics(cfg.Topic),
+		kgo.DisableAutoCommit(),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		// Who dies is replaced within this time; Kafka's default minimum.
+		kgo.SessionTimeout(6*time.Second),
+		kgo.HeartbeatInterval(time.Second),
+		kgo.OnPartitionsAssigned(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { g.assigned(ctx, m[cfg.Topic]) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { g.revoked(m[cfg.Topic]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { g.revoked(m[cfg.Topic]) }),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("join group %s: %w", cfg.Group, err)
+	}
+	// The group is only asked who owns what; the state is folded elsewhere.
+	client.PauseFetchTopics(cfg.Topic)
+	g.client, g.admin = client, kadm.NewClient(client)
+	return g, nil
+}
+
+// Run serves until ctx ends; batches in flight are finished first.
+func (g *Group[B]) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		g.client.PollFetches(ctx) // nothing is fetched; it returns errors and ends with ctx
+	}
+	g.client.CloseAllowingRebalance() // leaves the group, which revokes everything
+	g.mu.Lock()
+	for _, o := range g.parts {
+		o.stop()
+	}
+	g.mu.Unlock()
+	g.owners.Wait()
+	return nil
+}
+
+func (g *Group[B]) assigned(ctx context.Context, partitions []int32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range partitions {
+		// The writer outlives the callback, not the client: Run stops it.
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		o := &owner[B]{cfg: &g.cfg, partition: p, ops: make(chan *pending[B], queue), cancel: cancel, done: make(chan struct{})}
+		g.parts[p] = o
+		g.owners.Go(func() { o.run(ctx) })
+	}
+}
+
+// revoked lets the batches in flight end: until then the partition is ours.
+func (g *Group[B]) revoked(partitions []int32) {
+	var stopped []*owner[B]
+	g.mu.Lock()
+	for _, p := range partitions {
+		if o := g.parts[p]; o != nil {
+			delete(g.parts, p)
+			stopped = append(stopped, o)
+		}
+	}
+	g.mu.Unlock()
+	for _, o := range stopped {
+		o.stop()
+	}
+	for _, o := range stopped {
+		<-o.done
+	}
+}
+
+// Submit has the partition's writer carry out an operation and returns its
+// refusal, nil once its records are committed, or ErrNotOwner or ErrUnknown.
+func (g *Group[B]) Submit(ctx context.Context, partition int32, op Op[B]) error {
+	g.mu.Lock()
+	o := g.parts[partition]
+	g.mu.Unlock()
+	if o == nil {
+		return ErrNotOwner
+	}
+	return o.submit(ctx, op)
+}
+
+// Owner returns the address of the process that writes the partition, as it
+// advertised it, or "" if none does at the moment. The answer may be as old as
+// maxAge.
+func (g *Group[B]) Owner(ctx context.Context, partition int32, maxAge time.Duration) (string, error) {
+	g.mu.Lock()
+	_, mine := g.parts[partition]
+	g.mu.Unlock()
+	if mine {
+		return g.cfg.Advertise, nil
+	}
+	g.looking.Lock()
+	defer g.looking.Unlock()
+	if time.Since(g.seenAt) > maxAge {
+		groups, err := g.admin.DescribeGroups(ctx, g.cfg.Group)
+		if err == nil {
+			err = groups.Error()
+		}
+		if err != nil {
+			return "", fmt.Errorf("describe group %s: %w", g.cfg.Group, err)
+		}
+		seen := map[int32]string{}
+		for _, member := range groups[g.cfg.Group].Members {
+			assigned, ok := member.Assigned.AsConsumer()
+			if !ok {
+				continue
+			}
+			for _, t := range assigned.Topics {
+				for _, p := range t.Partitions {
+					seen[p] = member.ClientID
+				}
+			}
+		}
+		g.seen, g.seenAt = seen, time.Now()
+	}
+	return g.seen[partition], nil
+}
