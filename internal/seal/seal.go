@@ -1,0 +1,79 @@
+// Package seal keeps secrets sealed on topics: AES-256-GCM under a key that the
+// topics' readers do not have, bound to what the secret belongs to.
+package seal
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Keyring seals with its first key and opens with any, so that keys can be
+// changed: put the new one first, keep the old one until nothing is sealed with
+// it.
+type Keyring struct {
+	first string
+	keys  map[string]cipher.AEAD
+}
+
+// NewKey returns a new random key in the form that Parse reads.
+func NewKey(name string) string {
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails, says its documentation
+	return name + ":" + base64.StdEncoding.EncodeToString(key)
+}
+
+// Parse reads keys of the form "name:base64", separated by commas; each is 32
+// bytes. Errors never contain a key.
+func Parse(text string) (*Keyring, error) {
+	k := &Keyring{keys: map[string]cipher.AEAD{}}
+	for i, part := range strings.Split(text, ",") {
+		name, encoded, ok := strings.Cut(strings.TrimSpace(part), ":")
+		key, err := base64.StdEncoding.DecodeString(encoded)
+		if !ok || name == "" || strings.Contains(name, ".") || err != nil || len(key) != 32 {
+			return nil, fmt.Errorf("key %d is not of the form NAME:BASE64 with 32 bytes; make one with: webhooks keys new", i+1)
+		}
+		if k.keys[name] != nil {
+			return nil, fmt.Errorf("key %d: there are two keys of the name %q", i+1, name)
+		}
+		block, err := aes.NewCipher(key)
+		if err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		if k.keys[name], err = cipher.NewGCMWithRandomNonce(block); err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		if i == 0 {
+			k.first = name
+		}
+	}
+	return k, nil
+}
+
+// Seal returns the secret of an owner in the form "name.base64".
+func (k *Keyring) Seal(owner, secret string) string {
+	sealed := k.keys[k.first].Seal(nil, nil, []byte(secret), []byte(owner))
+	return k.first + "." + base64.RawStdEncoding.EncodeToString(sealed)
+}
+
+// Open returns what Seal sealed for the same owner.
+func (k *Keyring) Open(owner, sealed string) (string, error) {
+	name, encoded, _ := strings.Cut(sealed, ".")
+	aead := k.keys[name]
+	if aead == nil {
+		return "", fmt.Errorf("the secret is sealed with a key named %.40q, which SEALING_KEYS does not hold", name)
+	}
+	bytes, err := base64.RawStdEncoding.DecodeString(encoded)
+	if err != nil {
+		return "", errors.New("the sealed secret is not base64")
+	}
+	secret, err := aead.Open(nil, nil, bytes, []byte(owner))
+	if err != nil {
+		return "", errors.New("the sealed secret does not open: it was sealed with another key, or for another subscription")
+	}
+	return string(secret), nil
+}
