@@ -1,0 +1,280 @@
+package sender
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
+)
+
+// settle does what a record asks for and returns true once the record is
+// settled: what became of it is acknowledged by Kafka and marked in Redis. It
+// tries for as long as ctx lasts, and returns false only then.
+func (s *Sender) settle(ctx context.Context, r *kgo.Record, delay time.Duration) bool {
+	d, err := webhook.ParseDelivery(r)
+	if err != nil {
+		return s.unreadable(ctx, r, err)
+	}
+	if delay > 0 && time.Until(d.NotBefore) > 0 {
+		return s.goRound(ctx, r, d)
+	}
+	for {
+		done, wait := s.try(ctx, r, d)
+		if done || ctx.Err() != nil {
+			return done
+		}
+		if !sleep(ctx, wait) {
+			return false
+		}
+	}
+}
+
+// sleep waits, or returns false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// try takes one turn at a delivery: its place among the requests under way, the
+// claim, the request, the outcome. When it is not done it says how long to wait
+// before the next turn; the place is given back meanwhile.
+func (s *Sender) try(ctx context.Context, r *kgo.Record, d *webhook.Delivery) (done bool, wait time.Duration) {
+	leave, err := s.enter(ctx, d)
+	if err != nil {
+		return false, 0
+	}
+	defer leave()
+	if err := s.keeper.wait(ctx); err != nil {
+		return false, 0
+	}
+	claim, err := s.cfg.Claims.Claim(ctx, d.ID, d.Attempt)
+	if err != nil {
+		s.claimFailed(ctx, err)
+		return false, 0
+	}
+	s.metrics.claims.WithLabelValues(claim.Verdict.String()).Inc()
+	switch claim.Verdict {
+	case dedupe.Settled:
+		return true, 0
+	case dedupe.Busy, dedupe.Early:
+		// Whoever holds it may be dead. It settles nothing; the lease will end.
+		return false, max(claim.Wait, time.Millisecond)
+	}
+	return s.attempt(ctx, r, d, claim)
+}
+
+// enter waits for a place among the requests under way.
+func (s *Sender) enter(ctx context.Context, d *webhook.Delivery) (leave func(), err error) {
+	leaveLane, err := s.lanes.enter(ctx, d.SubscriptionID)
+	if err != nil {
+		return nil, err
+	}
+	size := min(int64(len(d.Body)), s.cfg.InFlightBytes)
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		leaveLane()
+		return nil, err
+	}
+	if err := s.bytes.Acquire(ctx, size); err != nil {
+		s.slots.Release(1)
+		leaveLane()
+		return nil, err
+	}
+	s.metrics.inFlight.Inc()
+	return func() {
+		s.metrics.inFlight.Dec()
+		s.bytes.Release(size)
+		s.slots.Release(1)
+		leaveLane()
+	}, nil
+}
+
+func (s *Sender) claimFailed(ctx context.Context, err error) {
+	if ctx.Err() == nil && !errors.Is(err, dedupe.ErrClosed) {
+		s.keeper.report(err)
+	}
+}
+
+// margin is what must be left of a lease beyond the request's own time-out, for
+// the outcome to be written down.
+const margin = time.Second
+
+// attempt makes the claimed attempt, or discards the delivery.
+func (s *Sender) attempt(ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim) (done bool, wait time.Duration) {
+	release := func() {
+		// If it fails, the claim ends with its lease.
+		_ = s.cfg.Claims.Release(context.WithoutCancel(ctx), d.ID, d.Attempt, claim.Token)
+	}
+	// The record that the delivery was made from must have been read before the
+	// subscription can be called unknown.
+	if err := s.cfg.Subscriptions.Await(ctx, d.Subscription.Partition, d.Subscription.Offset+1); err != nil {
+		release()
+		return false, 0
+	}
+	reg, known := s.cfg.Subscriptions.Get(d.SubscriptionID)
+	if why := unwanted(reg, known); why != "" {
+		return s.record(ctx, r, d, claim, outcome{kind: webhook.Discarded, err: why, at: time.Now()})
+	}
+	secret, err := s.cfg.Open(reg.Subscription.ID, reg.Subscription.Secret)
+	if err != nil {
+		// A setting is wrong, not the endpoint: keep the delivery until it is mended.
+		s.cfg.Log.Error("secret can't be opened; its deliveries wait", "subscription_id", d.SubscriptionID, "error", err)
+		release()
+		return false, 5 * time.Second
+	}
+	// A stall may have eaten the lease: another sender may be at it already.
+	if time.Until(claim.Deadline) < s.cfg.Timeout+margin {
+		release()
+		return false, 0
+	}
+	at := time.Now()
+	header := make(http.Header, 9)
+	webhook.Sign(header, secret, d, at)
+	result := s.cfg.Client.Post(ctx, endpoint.Request{URL: reg.Subscription.TargetURL, Header: header, Body: d.Body})
+	if ctx.Err() != nil && result.Status == 0 {
+		// Stopped in the middle: nobody knows whether it arrived. The claim stays,
+		// so that it is not tried again before this request is surely over.
+		return false, 0
+	}
+	return s.record(ctx, r, d, claim, s.judge(d, at, result))
+}
+
+// unwanted says why a delivery is not to be sent, or "".
+func unwanted(reg webhook.Registered, known bool) string {
+	switch {
+	case !known || reg.Subscription.Deleted:
+		return "subscription_deleted"
+	case !reg.Subscription.Enabled:
+		return "subscription_disabled"
+	}
+	return ""
+}
+
+// outcome is what became of an attempt.
+type outcome struct {
+	kind    string // webhook.Delivered, Failed, Dead or Discarded
+	at      time.Time
+	status  int
+	err     string // class of the failure
+	answer  []byte
+	latency time.Duration
+	// of failed attempts: in which retry topic the delivery waits, and till when
+	delay time.Duration
+	due   time.Time
+}
+
+// judge is the verdict on an answer.
+func (s *Sender) judge(d *webhook.Delivery, at time.Time, res endpoint.Result) outcome {
+	o := outcome{at: at, status: res.Status, err: res.Class, answer: res.Answer, latency: res.Latency}
+	if res.Err == nil && res.Status >= 200 && res.Status <= 299 {
+		o.kind = webhook.Delivered
+		return o
+	}
+	if o.err == "" {
+		o.err = "status"
+	}
+	now := time.Now()
+	var retryAfter time.Duration
+	if res.Status == http.StatusTooManyRequests || res.Status == http.StatusServiceUnavailable {
+		retryAfter, _ = endpoint.ParseRetryAfter(res.RetryAfter, now)
+	}
+	delay, due, again := s.cfg.Schedule.Next(d.Attempt, now, retryAfter, s.cfg.RetryAfterCap)
+	if !again {
+		o.kind = webhook.Dead
+		return o
+	}
+	o.kind, o.delay, o.due = webhook.Failed, delay, due
+	return o
+}
+
+// record writes an outcome down: first the hand-over, then the attempt, then
+// the mark. Whoever finds the attempt's record so knows that the delivery was
+// handed over, also when Redis has to be rebuilt from it.
+func (s *Sender) record(ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim, o outcome) (done bool, wait time.Duration) {
+	handOver, attempt, err := s.encode(r, d, o)
+	if err != nil {
+		// Can't be with what was parsed; but if it is, it must not block.
+		return s.unreadable(ctx, r, err), 0
+	}
+	for _, rec := range []*kgo.Record{handOver, attempt} {
+		if rec == nil {
+			continue
+		}
+		if err := s.produce(ctx, rec); err != nil {
+			return false, 0
+		}
+	}
+	s.observe(d, o)
+	for {
+		err := s.cfg.Claims.Settle(ctx, d.ID, d.Attempt, claim.Token, o.kind)
+		if err == nil {
+			return true, 0
+		}
+		if ctx.Err() != nil {
+			return false, 0
+		}
+		s.claimFailed(ctx, err)
+		if err := s.keeper.wait(ctx); err != nil {
+			return false, 0
+		}
+	}
+}
+
+// produce appends a record and returns once it is acknowledged; it tries for as
+// long as ctx lasts.
+func (s *Sender) produce(ctx context.Context, rec *kgo.Record) error {
+	for {
+		err := s.client.ProduceSync(ctx, rec).FirstErr()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		s.cfg.Log.Error("append failed; trying again", "topic", rec.Topic, "error", err)
+		if !sleep(ctx, time.Second) {
+			return fmt.Errorf("append to %s: %w", rec.Topic, context.Cause(ctx))
+		}
+		rec = &kgo.Record{Topic: rec.Topic, Key: rec.Key, Value: rec.Value, Headers: rec.Headers}
+	}
+}
+
+// unreadable makes a dead letter of a record that is no delivery.
+func (s *Sender) unreadable(ctx context.Context, r *kgo.Record, cause error) bool {
+	dead, err := webhook.Unreadable(s.cfg.Topics.DeadLetters(), r, cause, time.Now())
+	if err == nil {
+		err = s.produce(ctx, dead)
+	}
+	s.cfg.Log.Error("unreadable delivery is now a dead letter",
+		"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "cause", cause, "error", err)
+	s.metrics.unreadable.Inc()
+	return err == nil
+}
+
+// goRound puts a delivery that its endpoint asked to wait longer back into a
+// retry topic: into the one with the longest delay that fits. It costs no
+// attempt.
+func (s *Sender) goRound(ctx context.Context, r *kgo.Record, d *webhook.Delivery) bool {
+	left := time.Until(d.NotBefore)
+	delay := slices.Min(s.cfg.Schedule)
+	for _, fits := range s.cfg.Schedule {
+		if fits <= left {
+			delay = max(delay, fits)
+		}
+	}
+	rec, err := d.Encode(s.cfg.Topics.Retry(delay))
+	if err != nil {
+		return s.unreadable(ctx, r, err)
+	}
+	return s.produce(ctx, rec) == nil
+}

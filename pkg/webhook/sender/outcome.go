@@ -1,0 +1,133 @@
+package sender
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+)
+
+// encode makes the records that an outcome leaves: the hand-over to a retry
+// topic or the dead letters, if there is one, and the attempt.
+func (s *Sender) encode(r *kgo.Record, d *webhook.Delivery, o outcome) (handOver, attempt *kgo.Record, err error) {
+	latency := float64(o.latency.Microseconds()) / 1000
+	a := webhook.Attempt{
+		DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, EventPosition: d.Event.String(),
+		Attempt: d.Attempt, At: o.at.UTC(), Outcome: o.kind, Status: o.status, Error: o.err,
+		LatencyMS: latency, Answer: strings.ToValidUTF8(string(o.answer), "\uFFFD"),
+	}
+	history := append(slices.Clone(d.History), webhook.PastAttempt{
+		Attempt: d.Attempt, At: o.at.UTC(), Status: o.status, Error: o.err, LatencyMS: latency,
+	})
+	switch o.kind {
+	case webhook.Failed:
+		due := o.due.UTC()
+		a.NextAttemptAt = &due
+		next := *d
+		next.Attempt, next.NotBefore, next.History = d.Attempt+1, o.due, history
+		handOver, err = next.Encode(s.cfg.Topics.Retry(o.delay))
+	case webhook.Dead:
+		dead := webhook.DeadLetter{
+			Reason: webhook.ReasonExhausted, Error: "the last attempt failed: " + o.cause(), At: time.Now().UTC(), Source: webhook.SourceOf(r),
+			Delivery: &webhook.DeadDelivery{
+				DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType,
+				EventPosition: d.Event.String(), Body: string(d.Body), Attempts: history,
+			},
+		}
+		handOver, err = dead.Encode(s.cfg.Topics.DeadLetters())
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	value, err := json.Marshal(a)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode attempt of delivery %s: %w", d.ID, err)
+	}
+	return handOver, &kgo.Record{Topic: s.cfg.Topics.Attempts(), Key: []byte(d.SubscriptionID), Value: value}, nil
+}
+
+// cause says in a few words why an attempt failed.
+func (o outcome) cause() string {
+	if o.status != 0 && o.err == "status" {
+		return "status " + strconv.Itoa(o.status)
+	}
+	return o.err
+}
+
+// observe counts and logs an outcome: attempts at INFO, failures at WARN.
+func (s *Sender) observe(d *webhook.Delivery, o outcome) {
+	s.metrics.attempts.WithLabelValues(o.kind, o.class()).Inc()
+	if o.kind == webhook.Delivered || o.status != 0 {
+		s.metrics.latency.Observe(o.latency.Seconds())
+	}
+	level := slog.LevelInfo
+	if o.kind != webhook.Delivered {
+		level = slog.LevelWarn
+	}
+	if !s.cfg.Log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("delivery_id", d.ID), slog.String("subscription_id", d.SubscriptionID),
+		slog.String("event", d.EventType), slog.Int("attempt", d.Attempt), slog.String("outcome", o.kind),
+		slog.Duration("latency", o.latency.Round(10*time.Microsecond)),
+	}
+	if o.status != 0 {
+		attrs = append(attrs, slog.Int("status", o.status))
+	}
+	if o.kind != webhook.Delivered {
+		attrs = append(attrs, slog.String("error", o.cause()))
+	}
+	if o.kind == webhook.Failed {
+		attrs = append(attrs, slog.Time("next_attempt_at", o.due.UTC()))
+	}
+	s.cfg.Log.LogAttrs(context.Background(), level, "delivery attempt", attrs...)
+}
+
+// class is the outcome's reason as a metric's label: few values.
+func (o outcome) class() string {
+	if o.status != 0 && (o.err == "" || o.err == "status") {
+		return strconv.Itoa(o.status/100) + "xx"
+	}
+	return o.err
+}
+
+type metrics struct {
+	attempts   *prometheus.CounterVec
+	claims     *prometheus.CounterVec
+	latency    prometheus.Histogram
+	inFlight   prometheus.Gauge
+	unreadable prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "webhooks_delivery_attempts_total",
+			Help: "Attempts by outcome (delivered, failed: to be retried, dead, discarded) and by class of status or error.",
+		}, []string{"outcome", "class"}),
+		claims: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "webhooks_delivery_claims_total", Help: "Claims asked of Redis, by answer."}, []string{"verdict"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "webhooks_delivery_latency_seconds", Help: "Time from dialling to the end of the answer's head.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "webhooks_deliveries_in_flight", Help: "Deliveries that have a place among the requests under way."}),
+		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_delivery_unreadable_total", Help: "Records that were no deliveries and became dead letters."}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.unreadable)
+	}
+	return m
+}

@@ -1,0 +1,153 @@
+package sender
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+)
+
+// partition takes the records of one assigned partition, in order and each when
+// it is due, and has them delivered. It lives from assignment to revocation.
+type partition struct {
+	topicPartition
+	s       *Sender
+	delay   time.Duration // of a retry topic; 0 for deliveries
+	tracker *tracker
+	// intake ends when nothing new may be begun; hard ends when what is under way
+	// has had its time.
+	intake, hard     context.Context //nolint:containedctx // the partition's own life
+	stopIntake, kill context.CancelFunc
+	// window holds a token for each record that is begun and not settled.
+	window     chan struct{}
+	deliveries sync.WaitGroup
+	finished   chan struct{} // closed when run has returned
+
+	mu     sync.Mutex
+	queue  []*kgo.Record
+	paused bool
+	fed    chan struct{} // has an element when the queue may have grown
+}
+
+func newPartition(s *Sender, tp topicPartition) *partition {
+	p := &partition{
+		topicPartition: tp, s: s, delay: s.delays[tp.topic], tracker: newTracker(),
+		window: make(chan struct{}, s.cfg.Window), fed: make(chan struct{}, 1), finished: make(chan struct{}),
+	}
+	p.intake, p.stopIntake = context.WithCancel(s.work)
+	p.hard, p.kill = context.WithCancel(s.work)
+	return p
+}
+
+// feed takes polled records. A full queue pauses the partition: its backlog
+// stays in Kafka.
+func (p *partition) feed(records []*kgo.Record) {
+	p.mu.Lock()
+	p.queue = append(p.queue, records...)
+	if len(p.queue) >= p.s.cfg.Window && !p.paused {
+		p.paused = true
+		p.s.client.PauseFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+	}
+	p.mu.Unlock()
+	select {
+	case p.fed <- struct{}{}:
+	default:
+	}
+}
+
+// next waits for the next record, or returns nil when the intake ends.
+func (p *partition) next() *kgo.Record {
+	for {
+		p.mu.Lock()
+		if len(p.queue) > 0 {
+			r := p.queue[0]
+			p.queue[0] = nil
+			p.queue = p.queue[1:]
+			if p.paused && len(p.queue) < p.s.cfg.Window/2 {
+				p.paused = false
+				p.s.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+			}
+			p.mu.Unlock()
+			return r
+		}
+		p.mu.Unlock()
+		select {
+		case <-p.fed:
+		case <-p.intake.Done():
+			return nil
+		}
+	}
+}
+
+// run is the partition's goroutine.
+func (p *partition) run() {
+	defer close(p.finished)
+	for {
+		r := p.next()
+		if r == nil || p.intake.Err() != nil || !p.due(r) {
+			break
+		}
+		select {
+		case p.window <- struct{}{}:
+		case <-p.intake.Done():
+			p.deliveries.Wait()
+			return
+		}
+		p.tracker.begin(r)
+		p.deliveries.Go(func() {
+			defer func() { <-p.window }()
+			if p.s.settle(p.hard, r, p.delay) {
+				p.tracker.settle(r.Offset)
+			}
+		})
+	}
+	p.deliveries.Wait()
+}
+
+// due waits until the record's turn has come, and returns false if the intake
+// ends first. All records of a retry topic wait for the same delay, so that none
+// waits behind one that is due later.
+func (p *partition) due(r *kgo.Record) bool {
+	if p.delay == 0 {
+		return true
+	}
+	at := r.Timestamp.Add(p.delay)
+	if d, err := webhook.ParseDelivery(r); err == nil && d.NotBefore.Before(at) {
+		at = d.NotBefore
+	}
+	wait := time.NewTimer(time.Until(at))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return true
+	case <-p.intake.Done():
+		return false
+	}
+}
+
+// stop ends the intake.
+func (p *partition) stop() { p.stopIntake() }
+
+// await returns when everything under way is settled, or after ctx has ended
+// and it has been given up.
+func (p *partition) await(ctx context.Context) {
+	select {
+	case <-p.finished:
+	case <-ctx.Done():
+		p.kill()
+		<-p.finished
+	}
+	p.kill()
+	// A partition that comes back to this process is fetched again.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused {
+		p.paused = false
+		p.s.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+	}
+}
+
+func (p *partition) committable() (kgo.EpochOffset, bool) { return p.tracker.committable() }
