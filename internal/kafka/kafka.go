@@ -69,6 +69,10 @@ func (c Config) Options(log *slog.Logger) ([]kgo.Opt, error) {
 		// off to 2.5 s.
 		kgo.RetryBackoffFn(func(tries int) time.Duration { return min(time.Second, 50*time.Millisecond<<min(tries, 5)) }),
 		kgo.MetadataMinAge(250 * time.Millisecond),
+		// A partition that is newly assigned, or resumed, is asked for only when
+		// the fetch under way has come back, and one of idle partitions comes back
+		// after this wait; the default of 5 s would be every rebalance's price.
+		kgo.FetchMaxWait(250 * time.Millisecond),
 	}
 	if c.TLS {
 		conf, err := c.tls()

@@ -60,9 +60,12 @@ type Router struct {
 var errFatal = errors.New("the router can't go on")
 
 const (
-	// maxPoll bounds the events of one transaction; with a thousand matching
-	// subscriptions each it also bounds the memory of its deliveries.
-	maxPoll            = 1000
+	// maxPoll bounds the events of one transaction, and so what is routed again
+	// after a crash.
+	maxPoll = 1000
+	// maxBuffered bounds the bytes of deliveries that the broker has not
+	// acknowledged yet.
+	maxBuffered        = 32 << 20
 	transactionTimeout = 30 * time.Second
 	commitTimeout      = 20 * time.Second
 )
@@ -86,6 +89,7 @@ func (r *Router) join() (*kgo.GroupTransactSession, error) {
 		// Deliveries of a batch are flushed together at its end; lingering would
 		// only add to every event's way.
 		kgo.ProducerLinger(0),
+		kgo.MaxBufferedBytes(maxBuffered),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 	)...)
 }
@@ -180,43 +184,46 @@ func (r *Router) batch(ctx context.Context, s *kgo.GroupTransactSession, fetches
 	return nil
 }
 
+// route produces what the events lead to while it goes through them: what is
+// not on its way to the broker yet is bounded by the client's buffer, not by how
+// many subscriptions match.
 func (r *Router) route(ctx context.Context, s *kgo.GroupTransactSession, fetches kgo.Fetches) error {
-	var records []*kgo.Record
-	var err error
+	var (
+		sent kgo.FirstErrPromise
+		err  error
+	)
 	fetches.EachRecord(func(rec *kgo.Record) {
 		if err == nil {
-			records, err = r.routeOne(records, rec)
+			err = r.routeOne(rec, func(out *kgo.Record) { s.Produce(ctx, out, sent.Promise()) })
 		}
 	})
-	if err != nil {
-		return err
+	if produceErr := sent.Err(); produceErr != nil { // waits for all
+		return fmt.Errorf("produce deliveries: %w", produceErr)
 	}
-	if err := s.ProduceSync(ctx, records...).FirstErr(); err != nil {
-		return fmt.Errorf("produce deliveries: %w", err)
-	}
-	return nil
+	return err
 }
 
-// routeOne appends the records that an event's record leads to.
-func (r *Router) routeOne(out []*kgo.Record, rec *kgo.Record) ([]*kgo.Record, error) {
+// routeOne emits the records that an event's record leads to.
+func (r *Router) routeOne(rec *kgo.Record, emit func(*kgo.Record)) error {
 	e, err := events.Decode(rec)
 	switch {
 	case err != nil:
 		r.metrics.events.WithLabelValues("unreadable").Inc()
 		dead, encErr := webhook.Unreadable(r.cfg.Topics.DeadLetters(), rec, err, time.Now())
 		if encErr != nil {
-			return out, encErr
+			return encErr
 		}
 		r.cfg.Log.Error("unreadable event is now a dead letter",
 			"topic", rec.Topic, "partition", rec.Partition, "offset", rec.Offset, "error", err)
-		return append(out, dead), nil
+		emit(dead)
+		return nil
 	case !events.Known(e.Type):
 		// A newer version's; it will be that version's routers' to send.
 		r.metrics.events.WithLabelValues("unknown_type").Inc()
-		return out, nil
+		return nil
 	case e.Type == events.NoShow:
 		r.metrics.events.WithLabelValues("no_webhook").Inc()
-		return out, nil
+		return nil
 	}
 	at := webhook.Position{Partition: rec.Partition, Offset: rec.Offset}
 	matches := r.cfg.Subscriptions.Match(e.Type, at)
@@ -224,11 +231,11 @@ func (r *Router) routeOne(out []*kgo.Record, rec *kgo.Record) ([]*kgo.Record, er
 	r.metrics.deliveries.Add(float64(len(matches)))
 	r.cfg.Log.Debug("event routed", "event", e.Type, "event_id", e.ID, "position", at.String(), "deliveries", len(matches))
 	if len(matches) == 0 {
-		return out, nil
+		return nil
 	}
 	payload, err := webhook.Render(e)
 	if err != nil {
-		return out, err
+		return err
 	}
 	for _, m := range matches {
 		id := webhook.DeliveryID(e.ID, m.Subscription.ID)
@@ -238,11 +245,11 @@ func (r *Router) routeOne(out []*kgo.Record, rec *kgo.Record) ([]*kgo.Record, er
 		}
 		record, err := d.Encode(r.cfg.Topics.Deliveries())
 		if err != nil {
-			return out, err
+			return err
 		}
-		out = append(out, record)
+		emit(record)
 	}
-	return out, nil
+	return nil
 }
 
 type metrics struct {
