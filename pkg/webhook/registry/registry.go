@@ -41,11 +41,15 @@ type Registry struct {
 	byID map[string]webhook.Registered
 	// byName holds, under each event name of an active rule, who has one.
 	byName map[string]map[string]webhook.Registered
+	// byType holds what has been asked for since the last change: under each type
+	// of event those of all names that cover it, once each and in order of their
+	// ids.
+	byType map[string][]webhook.Registered
 }
 
 // New makes an empty registry; Run fills it and keeps it up to date.
 func New(cfg Config) (*Registry, error) {
-	r := &Registry{cfg: cfg, byID: map[string]webhook.Registered{}, byName: map[string]map[string]webhook.Registered{}}
+	r := &Registry{cfg: cfg, byID: map[string]webhook.Registered{}, byName: map[string]map[string]webhook.Registered{}, byType: map[string][]webhook.Registered{}}
 	var err error
 	r.follow, err = follow.New(follow.Config{Kafka: cfg.Kafka, Topic: cfg.Topic, Apply: r.apply})
 	if err != nil {
@@ -115,6 +119,7 @@ func (r *Registry) live() bool {
 func (r *Registry) put(id string, s *webhook.Subscription, at webhook.Position) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	clear(r.byType)
 	if old, ok := r.byID[id]; ok {
 		for _, name := range activeNames(old.Subscription) {
 			delete(r.byName[name], id)
@@ -168,22 +173,41 @@ func (r *Registry) All() []webhook.Registered {
 }
 
 // Match returns the subscriptions that an event of that type at that position
-// of the log is for, by id. Its cost grows with those that match, not with
-// those that exist.
+// of the log is for, in order of their ids. Its cost grows with those that have
+// ever matched the type, as far as their records remember, not with those that
+// exist.
 func (r *Registry) Match(eventType string, at webhook.Position) []webhook.Registered {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
 	var found []webhook.Registered
+	for _, e := range r.candidates(eventType) {
+		if e.Subscription.Matches(eventType, at) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// candidates returns who has an active rule that covers the type. The slice is
+// shared and not changed any more.
+func (r *Registry) candidates(eventType string) []webhook.Registered {
+	r.mu.RLock()
+	found, ok := r.byType[eventType]
+	r.mu.RUnlock()
+	if ok {
+		return found
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	seen := map[string]bool{}
 	for _, name := range covering(eventType) {
 		for id, e := range r.byName[name] {
-			if !seen[id] && e.Subscription.Matches(eventType, at) {
+			if !seen[id] {
 				seen[id] = true
 				found = append(found, e)
 			}
 		}
 	}
 	slices.SortFunc(found, func(a, b webhook.Registered) int { return cmp.Compare(a.Subscription.ID, b.Subscription.ID) })
+	r.byType[eventType] = found
 	return found
 }
 
