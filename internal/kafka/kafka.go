@@ -64,7 +64,7 @@ func (c Config) Validate() error {
 func (c Config) Options(log *slog.Logger) ([]kgo.Opt, error) {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(c.Brokers...),
-		kgo.WithLogger(kslog.New(log.With("component", "kafka"))),
+		kgo.WithLogger(chatty{kslog.New(log.With("component", "kafka"))}),
 		// A broker that comes back should be found at once; the default backs
 		// off to 2.5 s.
 		kgo.RetryBackoffFn(func(tries int) time.Duration { return min(time.Second, 50*time.Millisecond<<min(tries, 5)) }),
@@ -90,6 +90,18 @@ func (c Config) Options(log *slog.Logger) ([]kgo.Opt, error) {
 		opts = append(opts, kgo.SASL(scram.Auth{User: c.User, Pass: c.Password}.AsSha512Mechanism()))
 	}
 	return opts, nil
+}
+
+// chatty is the client's logger: what it calls information is of interest to
+// who looks for a fault, and to nobody else.
+type chatty struct{ kgo.Logger }
+
+// Log implements kgo.Logger.
+func (l chatty) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	if level == kgo.LogLevelInfo {
+		level = kgo.LogLevelDebug
+	}
+	l.Logger.Log(level, msg, keyvals...)
 }
 
 func (c Config) tls() (*tls.Config, error) {

@@ -26,7 +26,7 @@ const Partitions = 3
 
 // Kafka returns a broker to test on, with a topic prefix that is the test's own
 // and all topics of the design.
-func Kafka(t *testing.T, schedule webhook.Schedule) kafka.Config {
+func Kafka(t testing.TB, schedule webhook.Schedule) kafka.Config {
 	t.Helper()
 	conf := kafka.Config{TopicPrefix: "t" + uuid.NewString()[:8] + "."}
 	if brokers := os.Getenv("KAFKA_BROKERS"); brokers != "" {
@@ -51,7 +51,7 @@ func Kafka(t *testing.T, schedule webhook.Schedule) kafka.Config {
 }
 
 // Options returns the connection's options.
-func Options(t *testing.T, conf kafka.Config) []kgo.Opt {
+func Options(t testing.TB, conf kafka.Config) []kgo.Opt {
 	t.Helper()
 	opts, err := conf.Options(Log(t))
 	if err != nil {
@@ -61,7 +61,7 @@ func Options(t *testing.T, conf kafka.Config) []kgo.Opt {
 }
 
 // Client returns a client that is closed with the test.
-func Client(t *testing.T, conf kafka.Config, more ...kgo.Opt) *kgo.Client {
+func Client(t testing.TB, conf kafka.Config, more ...kgo.Opt) *kgo.Client {
 	t.Helper()
 	client, err := kgo.NewClient(append(append(Options(t, conf), kgo.ProducerLinger(0)), more...)...)
 	if err != nil {
@@ -73,7 +73,7 @@ func Client(t *testing.T, conf kafka.Config, more ...kgo.Opt) *kgo.Client {
 
 // Redis returns the options of a Redis to test on. A real one is shared: tests
 // keep to keys under a prefix of their own.
-func Redis(t *testing.T) *redis.Options {
+func Redis(t testing.TB) *redis.Options {
 	t.Helper()
 	if url := os.Getenv("REDIS_URL"); url != "" {
 		opts, err := redis.ParseURL(url)
@@ -86,14 +86,14 @@ func Redis(t *testing.T) *redis.Options {
 }
 
 // Log returns a logger that writes to the test's log.
-func Log(t *testing.T) *slog.Logger {
+func Log(t testing.TB) *slog.Logger {
 	t.Helper()
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
 
 // Read returns the first n committed records of a topic in the order in which
 // they are found.
-func Read(t *testing.T, conf kafka.Config, topic string, n int) []*kgo.Record {
+func Read(t testing.TB, conf kafka.Config, topic string, n int) []*kgo.Record {
 	t.Helper()
 	client := Client(t, conf, kgo.ConsumeTopics(topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
