@@ -1,0 +1,162 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/subscription"
+	"github.com/arsmedicatech/webhooks/pkg/events"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+)
+
+// subscriptionJSON is a subscription as answers show it: without its secret.
+type subscriptionJSON struct {
+	ID        string    `json:"id"`
+	EventName string    `json:"event_name"`
+	TargetURL string    `json:"target_url"`
+	Enabled   bool      `json:"enabled"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+	Version   int       `json:"version"`
+}
+
+func showSubscription(sub *webhook.Subscription) subscriptionJSON {
+	return subscriptionJSON{
+		ID: sub.ID, EventName: sub.EventName, TargetURL: sub.TargetURL, Enabled: sub.Enabled,
+		CreatedAt: sub.CreatedAt.UTC(), UpdatedAt: sub.UpdatedAt.UTC(), Version: sub.Version,
+	}
+}
+
+type subscriptionBody struct {
+	Success      bool             `json:"success"`
+	Message      string           `json:"message,omitempty"`
+	Subscription subscriptionJSON `json:"subscription"`
+}
+
+func oneSubscription(status int, message string, sub *webhook.Subscription) answer {
+	return answer{status: status, version: sub.Version, body: subscriptionBody{true, message, showSubscription(sub)}}
+}
+
+func (s *server) createSubscription(w http.ResponseWriter, r *http.Request) {
+	body, err := readBody(w, r)
+	var eventName, targetURL, secret *string
+	var enabled *bool
+	if err == nil {
+		name, target, key := text("event_name", &eventName), text("target_url", &targetURL), text("secret", &secret)
+		if err = decode(body, name, target, key, flag("enabled", &enabled)); err == nil {
+			err = required(name, target, key)
+		}
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	create := subscription.Create{EventName: *eventName, TargetURL: *targetURL, Secret: *secret, Enabled: enabled == nil || *enabled}
+	s.command(w, r, body, func(ctx context.Context, m appointment.Meta) (answer, error) {
+		sub, err := s.cfg.Subscriptions.Create(ctx, m, create)
+		if err != nil {
+			return answer{}, err
+		}
+		return oneSubscription(http.StatusCreated, "Webhook subscription created successfully", sub), nil
+	})
+}
+
+func (s *server) changeSubscription(w http.ResponseWriter, r *http.Request) {
+	version, err := ifMatch(r)
+	var body []byte
+	if err == nil {
+		body, err = readBody(w, r)
+	}
+	c := subscription.Change{IfVersion: version}
+	if err == nil {
+		err = decode(body, text("event_name", &c.EventName), text("target_url", &c.TargetURL),
+			text("secret", &c.Secret), flag("enabled", &c.Enabled))
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.command(w, r, body, func(ctx context.Context, m appointment.Meta) (answer, error) {
+		sub, err := s.cfg.Subscriptions.Change(ctx, m, pathID(r), c)
+		if err != nil {
+			return answer{}, err
+		}
+		return oneSubscription(http.StatusOK, "Webhook subscription updated successfully", sub), nil
+	})
+}
+
+type messageBody struct {
+	Success bool   `json:"success"`
+	Message string `json:"message"`
+}
+
+func (s *server) deleteSubscription(w http.ResponseWriter, r *http.Request) {
+	version, err := ifMatch(r)
+	var body []byte
+	if err == nil {
+		body, err = readBody(w, r)
+	}
+	if err == nil {
+		err = decode(body)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.command(w, r, body, func(ctx context.Context, m appointment.Meta) (answer, error) {
+		if err := s.cfg.Subscriptions.Delete(ctx, m, pathID(r), version); err != nil {
+			return answer{}, err
+		}
+		return answer{status: http.StatusOK, body: messageBody{true, "Webhook subscription deleted successfully"}}, nil
+	})
+}
+
+func (s *server) getSubscription(w http.ResponseWriter, r *http.Request) {
+	s.question(w, r, func(ctx context.Context) (answer, error) {
+		sub, err := s.cfg.Subscriptions.Get(ctx, pathID(r))
+		if err != nil {
+			return answer{}, err
+		}
+		return oneSubscription(http.StatusOK, "", sub), nil
+	})
+}
+
+type subscriptionsBody struct {
+	Success       bool               `json:"success"`
+	Subscriptions []subscriptionJSON `json:"subscriptions"`
+	Total         int                `json:"total"`
+}
+
+func (s *server) listSubscriptions(w http.ResponseWriter, r *http.Request) {
+	s.question(w, r, func(ctx context.Context) (answer, error) {
+		q := r.URL.Query()
+		var enabled *bool
+		if q.Has("enabled") {
+			on := q.Get("enabled") == "true"
+			if !on && q.Get("enabled") != "false" {
+				return answer{}, appointment.Invalid("enabled", "must be true or false")
+			}
+			enabled = &on
+		}
+		found, err := s.cfg.Subscriptions.List(ctx, q.Get("event_name"), enabled)
+		if err != nil {
+			return answer{}, err
+		}
+		body := subscriptionsBody{Success: true, Subscriptions: make([]subscriptionJSON, len(found)), Total: len(found)}
+		for i, sub := range found {
+			body.Subscriptions[i] = showSubscription(sub)
+		}
+		return answer{status: http.StatusOK, body: body}, nil
+	})
+}
+
+type eventsBody struct {
+	Success bool          `json:"success"`
+	Events  []events.Kind `json:"events"`
+}
+
+func (s *server) events(w http.ResponseWriter, r *http.Request) {
+	s.succeed(w, r, answer{status: http.StatusOK, body: eventsBody{true, events.Catalogue()}})
+}
