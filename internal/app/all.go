@@ -1,0 +1,64 @@
+package app
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/internal/run"
+)
+
+// EmbeddedConfig is what the three services need in one process.
+type EmbeddedConfig struct {
+	Kafka       kafka.Config
+	RedisURL    string
+	InstanceID  string // new at each start
+	SealingKeys string
+	UsersFile   string
+	Listen      string
+	// RetrySchedule is as in RETRY_SCHEDULE.
+	RetrySchedule string
+}
+
+// All is the three services in one process.
+type All struct {
+	Appointments *Appointments
+	Router       *Router
+	Sender       *Sender
+}
+
+// NewEmbedded sets the three up with their defaults, for an embedded broker and
+// Redis that only they use. Webhooks may be sent to this machine.
+func NewEmbedded(c EmbeddedConfig) *All {
+	instance := Instance{InstanceID: c.InstanceID}
+	redis := Redis{URL: c.RedisURL}
+	retries := Retries{Schedule: c.RetrySchedule}
+	targets := Targets{AllowNetworks: []string{"127.0.0.0/8", "::1/128"}}
+	return &All{
+		Appointments: &Appointments{
+			Kafka: c.Kafka, Redis: redis, Targets: targets, SealingKeys: c.SealingKeys, UsersFile: c.UsersFile,
+			Listen: c.Listen, TransactionalID: c.InstanceID, HandoverWait: defaultHandover,
+		},
+		Router: &Router{Kafka: c.Kafka, Instance: instance},
+		Sender: &Sender{
+			Kafka: c.Kafka, Redis: redis, Retries: retries, Targets: targets, SealingKeys: c.SealingKeys,
+			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint,
+			Drain: defaultDrain, MarkLife: defaultMarkLife, sole: true,
+		},
+	}
+}
+
+// Run runs the three until ctx ends.
+func (a *All) Run(ctx context.Context, env *run.Env) error {
+	// Before any of them can be ready: the process is only when all are.
+	for _, service := range []string{"appointments", "router", "sender"} {
+		env.Health.Add(service, func() error { return errors.New("starting") })
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.Appointments.Run(ctx, labelled(env, "appointments")) })
+	g.Go(func() error { return a.Router.Run(ctx, labelled(env, "router")) })
+	g.Go(func() error { return a.Sender.Run(ctx, labelled(env, "sender")) })
+	return g.Wait()
+}

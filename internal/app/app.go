@@ -1,0 +1,128 @@
+// Package app puts the three services together from their parts. Each is a
+// run.Program: its fields are its settings, Run is the service.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/internal/run"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+)
+
+// Names of the consumer groups, after the prefix.
+const (
+	groupAppointments  = "appointments"
+	groupSubscriptions = "subscriptions"
+	groupRouter        = "webhook-router"
+	groupSender        = "webhook-sender"
+)
+
+// Instance tells processes of one service apart.
+type Instance struct {
+	InstanceID string `name:"instance-id" env:"INSTANCE_ID" placeholder:"NAME" help:"This process among those of its service: its own, and the same after a restart. Default: the host's name."`
+}
+
+func (i Instance) id() (string, error) {
+	if i.InstanceID != "" {
+		return i.InstanceID, nil
+	}
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "", errors.New("INSTANCE_ID is not set and the host has no name: set INSTANCE_ID")
+	}
+	return name, nil
+}
+
+// Redis is how to reach Redis.
+type Redis struct {
+	URL string `name:"redis-url" env:"REDIS_URL" placeholder:"redis://HOST:PORT" help:"Redis, as redis://[user:password@]host:port[/db] or rediss:// for TLS."`
+}
+
+func (r Redis) options() (*redis.Options, error) {
+	if r.URL == "" {
+		return nil, errors.New("REDIS_URL is not set: name a Redis, as in REDIS_URL=redis://localhost:6379")
+	}
+	opts, err := redis.ParseURL(r.URL)
+	if err != nil {
+		// Its errors may repeat the URL, and so a password.
+		return nil, errors.New("REDIS_URL is not of the form redis://[user:password@]host:port[/db]")
+	}
+	return opts, nil
+}
+
+// Targets says where webhooks may be sent to.
+type Targets struct {
+	AllowNetworks []string `name:"allow-networks" env:"ALLOW_NETWORKS" placeholder:"CIDR,…" help:"Private or local networks that webhooks may be sent to, such as 10.1.0.0/16; by default none."`
+}
+
+func (t Targets) networks() ([]netip.Prefix, error) {
+	var networks []netip.Prefix
+	for _, text := range t.AllowNetworks {
+		n, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return nil, fmt.Errorf("ALLOW_NETWORKS: %q is not a network such as 10.1.0.0/16", text)
+		}
+		networks = append(networks, n)
+	}
+	return networks, nil
+}
+
+// Retries is the schedule of retries.
+type Retries struct {
+	Schedule string `name:"retry-schedule" env:"RETRY_SCHEDULE" default:"1s,2s,4s,8s,16s" help:"Delays after each failed attempt; each has a topic of its own."`
+}
+
+func (r Retries) parse() (webhook.Schedule, error) {
+	s, err := webhook.ParseSchedule(r.Schedule)
+	if err != nil {
+		return nil, fmt.Errorf("RETRY_SCHEDULE: %w", err)
+	}
+	return s, nil
+}
+
+// invalid marks errors of settings.
+func invalid(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return &run.UsageError{Err: err}
+		}
+	}
+	return nil
+}
+
+// waitForTopics waits until Kafka is up and has the topics, and refuses those
+// whose policy would lose data.
+func waitForTopics(ctx context.Context, env *run.Env, opts []kgo.Opt, names webhook.Topics, schedule webhook.Schedule) error {
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("connect to Kafka: %w", err)
+	}
+	defer client.Close()
+	return kafka.WaitFor(ctx, client, env.Log, kafka.DefaultTopicSettings().Topics(names, schedule))
+}
+
+// quiet turns the error of a start that was interrupted into none.
+func quiet(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// labelled keeps the metrics of services in one process apart.
+func labelled(env *run.Env, service string) *run.Env {
+	e := *env
+	e.Log = env.Log.With("service", service)
+	e.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"service": service}, env.Metrics)
+	return &e
+}

@@ -1,0 +1,137 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/internal/run"
+	"github.com/arsmedicatech/webhooks/internal/seal"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/sender"
+)
+
+// Sender is the webhook-sender service.
+type Sender struct {
+	run.Settings `embed:""`
+	Kafka        kafka.Config  `embed:""`
+	Redis        Redis         `embed:""`
+	Retries      Retries       `embed:""`
+	Targets      Targets       `embed:""`
+	SealingKeys  string        `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY,…" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
+	Timeout      time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
+	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
+	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
+	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"32" help:"Requests under way to one subscription at most."`
+	Drain        time.Duration `name:"drain" env:"DRAIN" default:"12s" help:"What requests under way get to end when the process stops."`
+	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"168h" help:"How long Redis remembers a delivery. As long as deliveries are kept."`
+	sole         bool          // no other process uses this Redis: the embedded one
+}
+
+// Common implements run.Program.
+func (s *Sender) Common() *run.Settings { return &s.Settings }
+
+func (s *Sender) validate() error {
+	switch {
+	case s.SealingKeys == "":
+		return errors.New("SEALING_KEYS is not set: make a key with webhooks keys new, and give the same to appointments and webhook-sender")
+	case s.Timeout < time.Millisecond || s.Timeout > time.Minute:
+		return errors.New("REQUEST_TIMEOUT must be between 1ms and 1m")
+	case s.InFlight < 1 || s.PerEndpoint < 1:
+		return errors.New("IN_FLIGHT and PER_ENDPOINT must be at least 1")
+	case s.MarkLife < time.Hour:
+		return errors.New("MARK_LIFE must be at least 1h")
+	}
+	return s.Kafka.Validate()
+}
+
+// Run implements run.Program.
+func (s *Sender) Run(ctx context.Context, env *run.Env) error {
+	redisOpts, redisErr := s.Redis.options()
+	schedule, scheduleErr := s.Retries.parse()
+	networks, networksErr := s.Targets.networks()
+	opts, optErr := s.Kafka.Options(env.Log)
+	if err := invalid(s.validate(), redisErr, scheduleErr, networksErr, optErr); err != nil {
+		return err
+	}
+	keys, err := seal.Parse(s.SealingKeys)
+	if err != nil {
+		return invalid(fmt.Errorf("SEALING_KEYS: %w", err))
+	}
+	client, err := endpoint.New(endpoint.Config{
+		Timeout: s.Timeout, AllowNetworks: networks, UserAgent: webhook.UserAgent,
+		ConnsPerHost: s.PerEndpoint,
+	})
+	if err != nil {
+		return invalid(err)
+	}
+	defer client.Close()
+	claims, err := dedupe.New(dedupe.Config{
+		Redis: redisOpts, Prefix: s.Kafka.TopicPrefix + "wh:", Sole: s.sole, Logger: env.Log,
+		Lease: s.Timeout + 5*time.Second, MarkLife: s.MarkLife,
+	})
+	if err != nil {
+		return invalid(err)
+	}
+	defer func() { _ = claims.Close() }() // only reads the last answers
+
+	topics := s.Kafka.Topics()
+	env.Health.Add("sender", func() error { return errors.New("waiting for Kafka and its topics") })
+	if err := waitForTopics(ctx, env, opts, topics, schedule); err != nil {
+		return quiet(ctx, err)
+	}
+	if err := s.checkRedis(ctx, env, claims); err != nil {
+		return quiet(ctx, err)
+	}
+	subscriptions, err := registry.New(registry.Config{Kafka: opts, Topic: topics.Subscriptions(), Log: env.Log, Metrics: env.Metrics})
+	if err != nil {
+		return err
+	}
+	snd, err := sender.New(sender.Config{
+		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
+		Schedule: schedule, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
+		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, Drain: s.Drain,
+		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Client: client, Log: env.Log, Metrics: env.Metrics,
+	})
+	if err != nil {
+		return err
+	}
+	env.Health.Add("sender", snd.Ready)
+	env.Health.Add("subscriptions", run.Closed(subscriptions.Restored(), "reading the subscriptions"))
+
+	// Requests under way still ask the registry.
+	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return subscriptions.Run(reading) })
+	g.Go(func() error { defer stop(); return snd.Run(ctx) })
+	return g.Wait()
+}
+
+// checkRedis waits for Redis and refuses one that forgets when it is full.
+func (s *Sender) checkRedis(ctx context.Context, env *run.Env, claims *dedupe.Redis) error {
+	said := false
+	for {
+		err := claims.Check(ctx)
+		if !errors.Is(err, dedupe.ErrUnavailable) {
+			return err
+		}
+		if !said {
+			said = true
+			env.Log.Warn("waiting for Redis", "error", err)
+			env.Health.Add("sender", func() error { return errors.New("waiting for Redis") })
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
