@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -140,12 +141,26 @@ func (d *Data) decode(value []byte) error {
 		return fmt.Errorf("%w: the value is not a JSON object", ErrUnreadable)
 	}
 	for name := range all {
-		if known[name] {
+		if isKnown(name) {
 			delete(all, name)
 		}
 	}
 	d.Unknown = all
 	return nil
+}
+
+// isKnown takes names as encoding/json does, whatever their case: one that was
+// kept as unknown would override the field when it is read again.
+func isKnown(name string) bool {
+	if known[name] {
+		return true
+	}
+	for k := range known {
+		if strings.EqualFold(k, name) {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *Data) check() error {

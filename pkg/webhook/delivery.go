@@ -130,7 +130,7 @@ func ParseDelivery(r *kgo.Record) (*Delivery, error) {
 	}
 	switch {
 	case err != nil:
-	case uuid.Validate(d.ID) != nil:
+	case len(d.ID) != len(idPlaceholder) || uuid.Validate(d.ID) != nil: // not its other forms
 		fail(errors.New("header delivery_id is not a UUID"))
 	case d.SubscriptionID == "" || d.EventType == "" || !hasEvent || !hasSubscription:
 		fail(errors.New("the key and the headers event_type, event_position and subscription_position are required"))
