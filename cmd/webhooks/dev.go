@@ -25,8 +25,8 @@ import (
 )
 
 type devCmd struct {
-	Listen      string `name:"listen" env:"LISTEN" default:"127.0.0.1:5000" placeholder:"ADDR" help:"Address of the API. Loopback only: everybody knows the password."`
-	AdminListen string `name:"admin-listen" env:"ADMIN_LISTEN" default:"127.0.0.1:9090" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics."`
+	Listen      string `name:"listen" env:"LISTEN" default:"127.0.0.1:5000" help:"Address of the API. Loopback only: everybody knows the password."`
+	AdminListen string `name:"admin-listen" env:"ADMIN_LISTEN" default:"127.0.0.1:9090" help:"Address of /healthz, /readyz and /metrics."`
 	DataDir     string `name:"data-dir" env:"DATA_DIR" default:".webhooks" type:"path" help:"Directory that keeps everything from one start to the next."`
 	Schedule    string `name:"retry-schedule" env:"RETRY_SCHEDULE" default:"1s,2s,4s,8s,16s" help:"Delays after each failed attempt."`
 	LogLevel    string `name:"log-level" env:"LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"Lowest level that is logged: debug, info, warn or error."`

@@ -62,7 +62,7 @@ func (r Redis) options() (*redis.Options, error) {
 
 // Targets says where webhooks may be sent to.
 type Targets struct {
-	AllowNetworks []string `name:"allow-networks" env:"ALLOW_NETWORKS" placeholder:"CIDR,…" help:"Private or local networks that webhooks may be sent to, such as 10.1.0.0/16; by default none."`
+	AllowNetworks []string `name:"allow-networks" env:"ALLOW_NETWORKS" placeholder:"CIDR" help:"Private or local networks that webhooks may be sent to, such as 10.1.0.0/16; by default none."`
 }
 
 func (t Targets) networks() ([]netip.Prefix, error) {

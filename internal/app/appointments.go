@@ -34,11 +34,11 @@ type Appointments struct {
 	Kafka           kafka.Config  `embed:""`
 	Redis           Redis         `embed:""`
 	Targets         Targets       `embed:""`
-	SealingKeys     string        `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY,…" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
+	SealingKeys     string        `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
 	UsersFile       string        `name:"users-file" env:"USERS_FILE" type:"path" placeholder:"FILE" help:"JSON file of the users who may sign in; hash passwords with: webhooks users hash."`
-	Listen          string        `name:"listen" env:"LISTEN" default:":5000" placeholder:"ADDR" help:"Address of the API."`
+	Listen          string        `name:"listen" env:"LISTEN" default:":5000" help:"Address of the API."`
 	AdvertiseURL    string        `name:"advertise-url" env:"ADVERTISE_URL" placeholder:"URL" help:"Where the other instances reach this one's API. Default: the host's name and the port of LISTEN."`
-	Origins         []string      `name:"cors-origins" env:"CORS_ORIGINS" placeholder:"ORIGIN,…" help:"Origins of web pages that may use the API with cookies, such as https://app.example.org; by default none."`
+	Origins         []string      `name:"cors-origins" env:"CORS_ORIGINS" placeholder:"ORIGIN" help:"Origins of web pages that may use the API with cookies, such as https://app.example.org; by default none."`
 	TransactionalID string        `name:"transactional-id" env:"TRANSACTIONAL_ID" default:"appointments" help:"What the transactional ids of the log's writers begin with. The same for all instances: it keeps two from writing one calendar."`
 	HandoverWait    time.Duration `name:"handover-wait" env:"HANDOVER_WAIT" default:"5s" help:"How long a command waits while its calendar changes hands, before it is answered with 503."`
 

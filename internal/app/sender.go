@@ -25,7 +25,7 @@ type Sender struct {
 	Redis        Redis         `embed:""`
 	Retries      Retries       `embed:""`
 	Targets      Targets       `embed:""`
-	SealingKeys  string        `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY,…" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
+	SealingKeys  string        `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
 	Timeout      time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
 	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
 	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`

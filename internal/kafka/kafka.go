@@ -26,7 +26,7 @@ import (
 // Config is how to reach Kafka. The tags are the settings' names, see
 // internal/run.
 type Config struct {
-	Brokers     []string `name:"kafka-brokers" env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka's bootstrap brokers, separated by commas."`
+	Brokers     []string `name:"kafka-brokers" env:"KAFKA_BROKERS" placeholder:"HOST:PORT" help:"Kafka's bootstrap brokers, separated by commas."`
 	TopicPrefix string   `name:"topic-prefix" env:"TOPIC_PREFIX" help:"Put before the name of each topic, consumer group and transactional id."`
 	TLS         bool     `name:"kafka-tls" env:"KAFKA_TLS" help:"Connect with TLS."`
 	CAFile      string   `name:"kafka-ca-file" env:"KAFKA_CA_FILE" type:"path" placeholder:"FILE" help:"Certificates (PEM) to trust instead of the system's."`

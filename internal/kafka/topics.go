@@ -31,6 +31,8 @@ func (s TopicSettings) Validate() error {
 		return errors.New("PARTITIONS must be at least 1")
 	case s.DeliveryRetention < time.Hour:
 		return errors.New("DELIVERY_RETENTION must be at least 1h")
+	case s.DeadRetention < time.Hour:
+		return errors.New("DEAD_LETTER_RETENTION must be at least 1h")
 	case s.AttemptRetention <= s.DeliveryRetention:
 		return errors.New("ATTEMPT_RETENTION must be longer than DELIVERY_RETENTION: marks of deliveries are rebuilt from attempts")
 	}
@@ -181,7 +183,11 @@ func Apply(ctx context.Context, adm *kadm.Client, replication int16, topics []To
 			for k, v := range t.Configs {
 				configs[k] = &v
 			}
-			if _, err := adm.CreateTopic(ctx, t.Partitions, replication, configs, t.Name); err != nil {
+			_, err := adm.CreateTopic(ctx, t.Partitions, replication, configs, t.Name)
+			if errors.Is(err, kerr.TopicAlreadyExists) {
+				continue // another process has just applied the same
+			}
+			if err != nil {
 				return changes, fmt.Errorf("create topic %s: %w", t.Name, err)
 			}
 			changes = append(changes, Change{t.Name, fmt.Sprintf("created with %d partitions", t.Partitions), false})

@@ -32,7 +32,7 @@ const (
 
 // Settings are those that every process has.
 type Settings struct {
-	AdminListen string `name:"admin-listen" env:"ADMIN_LISTEN" default:":9090" placeholder:"ADDR" help:"Address of /healthz, /readyz and /metrics."`
+	AdminListen string `name:"admin-listen" env:"ADMIN_LISTEN" default:":9090" help:"Address of /healthz, /readyz and /metrics."`
 	LogLevel    string `name:"log-level" env:"LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"Lowest level that is logged: debug, info, warn or error."`
 	LogFormat   string `name:"log-format" env:"LOG_FORMAT" enum:"auto,text,json" default:"auto" help:"Form of the log: text, json, or auto for text on a terminal and JSON elsewhere."`
 }
