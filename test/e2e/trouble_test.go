@@ -1,0 +1,116 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/test/harness"
+)
+
+// An endpoint that keeps failing is tried six times and then the delivery is a
+// dead letter; its neighbour notices nothing.
+func TestFailingEndpoint(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	c := d.SignIn(d.URL)
+	failing := harness.NewSink(t, func(harness.Request) int { return http.StatusInternalServerError })
+	healthy := harness.NewSink(t, nil)
+	id := c.Subscribe(t, "appointment.created", failing.URL, secret)
+	c.Subscribe(t, "appointment.created", healthy.URL, secret)
+	c.Book(t, "provider:1", day, "10:00", "10:30")
+
+	healthy.AwaitN(t, 1)
+	dead := d.AwaitRecords(t, "webhooks.dead-letters", 1)
+	requests := failing.Requests()
+	if len(requests) != 6 {
+		t.Fatalf("%d attempts, want 6", len(requests))
+	}
+	for i, r := range requests {
+		if got := r.Header.Get("X-Delivery-Attempt"); got != fmt.Sprint(i+1) {
+			t.Errorf("request %d says it is attempt %s", i+1, got)
+		}
+		if r.ID() != requests[0].ID() || string(r.Body) != string(requests[0].Body) {
+			t.Errorf("attempt %d differs from the first", i+1)
+		}
+	}
+	var letter webhook.DeadLetter
+	if err := json.Unmarshal(dead[0].Value, &letter); err != nil {
+		t.Fatal(err)
+	}
+	if letter.Reason != webhook.ReasonExhausted || letter.Delivery.SubscriptionID != id || len(letter.Delivery.Attempts) != 6 {
+		t.Errorf("dead letter %s", dead[0].Value)
+	}
+	d.Drained(t)
+	d.CheckSchemas(t)
+}
+
+// Killed like in a power cut and started again, the system has everything it
+// had: what waited is delivered, what was delivered is not sent again.
+func TestKillAndStartAgain(t *testing.T) {
+	// The first retries come at once, the last ones long after the restart.
+	d := harness.Start(t, harness.Options{RetrySchedule: "50ms,1s,1s,1s,30s"})
+	c := d.SignIn(d.URL)
+	good := harness.NewSink(t, nil)
+	bad := harness.NewSink(t, func(harness.Request) int { return http.StatusServiceUnavailable })
+	c.Subscribe(t, "appointment.*", good.URL, secret)
+	c.Subscribe(t, "appointment.created", bad.URL, secret)
+	id := c.Book(t, "provider:1", day, "10:00", "10:30")
+	good.AwaitN(t, 1)
+	bad.AwaitN(t, 1)
+	d.AwaitRecords(t, "webhooks.attempts", 2)
+
+	for _, p := range d.Processes {
+		p.Kill()
+	}
+	bad.Answer(func(harness.Request) int { return http.StatusOK })
+	d.StartAgain()
+	c = d.SignIn(d.URL)
+
+	appointment := c.Must(t, http.StatusOK, http.MethodGet, "/api/appointments/"+id, nil).Object("appointment")
+	if appointment.String("status") != "scheduled" {
+		t.Errorf("after the restart the appointment is %v", appointment)
+	}
+	if total := c.Must(t, http.StatusOK, http.MethodGet, "/api/webhooks", nil)["total"]; total != 2.0 {
+		t.Errorf("after the restart there are %v subscriptions, want 2", total)
+	}
+	// What waited in a retry topic is delivered.
+	bad.Await(t, "the waiting delivery", func(all []harness.Request) bool {
+		return all[len(all)-1].Header.Get("X-Delivery-Attempt") != "1"
+	})
+	// And what comes now too; had the first been sent again, it would be here.
+	c.Must(t, http.StatusOK, http.MethodPost, "/api/appointments/"+id+"/confirm", nil)
+	good.AwaitN(t, 2)
+	d.Drained(t)
+	seen := map[string]int{}
+	for _, r := range good.Requests() {
+		seen[r.ID()]++
+	}
+	for delivery, n := range seen {
+		if n > 1 {
+			t.Errorf("delivery %s was sent %d times", delivery, n)
+		}
+	}
+}
+
+// Records that nobody can read end as dead letters and stop nothing.
+func TestUnreadableRecords(t *testing.T) {
+	d := harness.Start(t, harness.Options{})
+	c := d.SignIn(d.URL)
+	sink := harness.NewSink(t, nil)
+	c.Subscribe(t, "appointment.created", sink.URL, secret)
+	d.Produce(t, "webhooks.deliveries", []byte("webhook_subscription:x"), []byte("{"))
+	d.Produce(t, "webhooks.subscriptions", []byte("webhook_subscription:y"), []byte("not JSON"))
+	c.Book(t, "provider:1", day, "10:00", "10:30")
+	sink.AwaitN(t, 1)
+	for _, r := range d.AwaitRecords(t, "webhooks.dead-letters", 2) {
+		var letter webhook.DeadLetter
+		if err := json.Unmarshal(r.Value, &letter); err != nil {
+			t.Fatal(err)
+		}
+		if letter.Reason != webhook.ReasonUnreadable || letter.Error == "" || letter.Source.Topic == "" {
+			t.Errorf("dead letter %s", r.Value)
+		}
+	}
+}
