@@ -45,6 +45,10 @@ type keyed struct {
 	made    *Appointment
 }
 
+// alive says whether the key is still remembered; it is forgotten some time
+// after.
+func (k keyed) alive(now time.Time) bool { return now.Sub(k.at) <= keyLife }
+
 func newCalendars() *calendars {
 	return &calendars{byID: map[string]*entry{}, byDay: map[day][]*Appointment{}, keys: map[string]keyed{}}
 }
@@ -120,7 +124,7 @@ func (c *calendars) free(a *Appointment) {
 // forget drops keys that are too old; c.mu is held.
 func (c *calendars) forget(now time.Time) {
 	n := 0
-	for n < len(c.aging) && now.Sub(c.keys[c.aging[n]].at) > keyLife {
+	for n < len(c.aging) && !c.keys[c.aging[n]].alive(now) {
 		delete(c.keys, c.aging[n])
 		n++
 	}

@@ -98,12 +98,13 @@ func DecideChange(a *Appointment, c Change, taken Slot) ([]fact, error) { //noli
 	set("appointment_type", &after.Type, c.Type)
 	set("notes", &after.Notes, c.Notes)
 	set("location", &after.Location, c.Location)
-	if err := after.validate(); err != nil {
-		return nil, err
-	}
 
 	var facts []fact
 	if len(changes) > 0 {
+		// What was recorded under earlier rules can still be cancelled.
+		if err := after.validate(); err != nil {
+			return nil, err
+		}
 		if !a.Status.Active() {
 			return nil, &Refusal{Kind: Conflict, Code: "appointment_final", Message: fmt.Sprintf(
 				"A %s appointment can't be changed", a.Status)}

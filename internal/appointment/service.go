@@ -20,7 +20,7 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/follow"
 )
 
-// Unavailable says that the log can't be reached or is in other hands just now.
+// ErrUnavailable says that the log can't be reached or is in other hands just now.
 // After a command its outcome is unknown.
 var ErrUnavailable = errors.New("the log can't be reached at the moment")
 
@@ -179,7 +179,7 @@ func (s *Service) Change(ctx context.Context, m Meta, c Change) (*Appointment, e
 			return nil, err
 		}
 		if p, found = s.locate(c.ID); !found {
-			return nil, unknown()
+			return nil, s.missing()
 		}
 	}
 	return s.submit(ctx, p, m, func(b *batch) ([]fact, error) {
@@ -192,6 +192,17 @@ func (s *Service) Change(ctx context.Context, m Meta, c Change) (*Appointment, e
 		}
 		return DecideChange(a, c, b.taken)
 	}, c.ID)
+}
+
+// missing is the answer for an appointment that no calendar has: not that there
+// is none, as long as some events can't be read.
+func (s *Service) missing() error {
+	for _, c := range s.parts {
+		if err := c.reason(); err != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	return unknown()
 }
 
 func (s *Service) locate(id string) (int32, bool) {
@@ -219,7 +230,7 @@ func (s *Service) submit(ctx context.Context, p int32, m Meta, decide func(*batc
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		if key, request, ok := splitFingerprint(m.Idempotency); ok {
-			if done, known := b.key(key); known {
+			if done, known := b.key(key); known && done.alive(time.Now()) {
 				if done.request != request {
 					return nil, keyReused()
 				}
@@ -256,9 +267,9 @@ func (s *Service) keyElsewhere(ctx context.Context, here int32, fingerprint stri
 	key, _, _ := splitFingerprint(fingerprint)
 	for p, c := range s.parts {
 		c.mu.RLock()
-		_, used := c.keys[key]
+		used, known := c.keys[key]
 		c.mu.RUnlock()
-		if used && int32(p) != here {
+		if known && used.alive(time.Now()) && int32(p) != here {
 			return keyReused()
 		}
 	}
@@ -313,7 +324,7 @@ func (s *Service) Get(ctx context.Context, id string) (*Appointment, error) {
 	}
 	p, ok := s.locate(id)
 	if !ok {
-		return nil, unknown()
+		return nil, s.missing()
 	}
 	return s.parts[p].begin().get(id), nil
 }
@@ -330,6 +341,11 @@ func (s *Service) List(ctx context.Context, f Filter, allowed func(*Appointment)
 	if err := s.sync(ctx); err != nil {
 		return nil, err
 	}
+	return s.find(f, allowed), nil
+}
+
+// find looks at every appointment: its cost grows with all that there ever were.
+func (s *Service) find(f Filter, allowed func(*Appointment) bool) []*Appointment {
 	found := []*Appointment{}
 	for _, c := range s.parts {
 		c.mu.RLock()
@@ -343,7 +359,7 @@ func (s *Service) List(ctx context.Context, f Filter, allowed func(*Appointment)
 		c.mu.RUnlock()
 	}
 	slices.SortFunc(found, Compare)
-	return found, nil
+	return found
 }
 
 // Free is a stretch of time in which the provider has no appointment.
@@ -389,7 +405,7 @@ func (s *Service) History(ctx context.Context, id string) ([]events.Event, error
 	}
 	p, ok := s.locate(id)
 	if !ok {
-		return nil, unknown()
+		return nil, s.missing()
 	}
 	c := s.parts[p]
 	c.mu.RLock()

@@ -20,6 +20,9 @@ type Keyring struct {
 	keys  map[string]cipher.AEAD
 }
 
+// overhead is what sealing adds, in bytes: the nonce and the tag.
+const overhead = 12 + 16
+
 // NewKey returns a new random key in the form that Parse reads.
 func NewKey(name string) string {
 	key := make([]byte, 32)
@@ -62,14 +65,15 @@ func (k *Keyring) Seal(owner, secret string) string {
 
 // Open returns what Seal sealed for the same owner.
 func (k *Keyring) Open(owner, sealed string) (string, error) {
-	name, encoded, _ := strings.Cut(sealed, ".")
+	name, encoded, ok := strings.Cut(sealed, ".")
+	bytes, err := base64.RawStdEncoding.DecodeString(encoded)
+	if !ok || err != nil || len(bytes) < overhead {
+		// Whatever it is, it may be a secret in clear, and none of it is told.
+		return "", errors.New("the sealed secret is not of the form NAME.BASE64")
+	}
 	aead := k.keys[name]
 	if aead == nil {
 		return "", fmt.Errorf("the secret is sealed with a key named %.40q, which SEALING_KEYS does not hold", name)
-	}
-	bytes, err := base64.RawStdEncoding.DecodeString(encoded)
-	if err != nil {
-		return "", errors.New("the sealed secret is not base64")
 	}
 	secret, err := aead.Open(nil, nil, bytes, []byte(owner))
 	if err != nil {

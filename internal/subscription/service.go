@@ -71,9 +71,12 @@ func New(cfg Config, reg *registry.Registry) (*Service, error) {
 	return s, err
 }
 
-// sweepEvery is how often records are looked through for what routers have
-// passed.
-const sweepEvery = time.Minute
+// Records are looked through for what routers have passed every sweepEvery, and
+// for no longer than sweepTimeout.
+const (
+	sweepEvery   = time.Minute
+	sweepTimeout = 10 * time.Second
+)
 
 // Run serves until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
@@ -140,7 +143,11 @@ func (s *Service) Create(ctx context.Context, m appointment.Meta, c Create) (*we
 		made = sub
 		return s.put(ctx, b, sub)
 	})
-	return made, err
+	if err != nil {
+		// The writer may still be at it: made is its until Submit returns nil.
+		return nil, err
+	}
+	return made, nil
 }
 
 // repeated returns what a command with the same Idempotency-Key made, as it was
@@ -296,6 +303,9 @@ func (s *Service) sweep(ctx context.Context) {
 }
 
 func (s *Service) sweepOnce(ctx context.Context) error {
+	// The writer waits for it, and commands wait for the writer.
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
 	return s.group.Submit(ctx, partition, func(ctx context.Context, b *batch) ([]*kgo.Record, error) {
 		routed, err := s.cfg.Routed(ctx)
 		if err != nil {

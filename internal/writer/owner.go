@@ -19,6 +19,9 @@ type owner[B Batch] struct {
 	ops       chan *pending[B]
 	cancel    context.CancelFunc
 	done      chan struct{}
+	// end is where the log ends as far as this writer knows, and so where its
+	// next record must come to stand. Only run's goroutine touches it.
+	end int64
 
 	// mu guards gone: nobody may queue an operation after the last were refused.
 	mu   sync.RWMutex
@@ -112,14 +115,13 @@ func (o *owner[B]) serve(ctx context.Context) error {
 	if _, _, err := client.ProducerID(ctx); err != nil {
 		return fmt.Errorf("initialise transactional id %s: %w", id, err)
 	}
-	end, err := o.cfg.End(ctx, o.partition)
-	if err != nil {
+	if o.end, err = o.cfg.End(ctx, o.partition); err != nil {
 		return err
 	}
-	if err := o.cfg.Await(ctx, o.partition, end); err != nil {
+	if err := o.cfg.Await(ctx, o.partition, o.end); err != nil {
 		return err
 	}
-	o.cfg.Log.Debug("writer took over", "topic", o.cfg.Topic, "partition", o.partition, "end", end)
+	o.cfg.Log.Debug("writer took over", "topic", o.cfg.Topic, "partition", o.partition, "end", o.end)
 	for {
 		batch := o.take(ctx)
 		if batch == nil {
@@ -166,23 +168,59 @@ func (o *owner[B]) carryOut(ctx context.Context, client *kgo.Client, ops []*pend
 	)
 	for i, p := range ops {
 		decided, err := p.op(p.ctx, batch)
-		answers[i] = err
+		if answers[i] = err; err != nil {
+			continue
+		}
 		for _, r := range decided {
 			r.Topic, r.Partition = o.cfg.Topic, o.partition
 		}
 		records = append(records, decided...)
 	}
-	var failed error
+	var failed, outcome error
 	if len(records) > 0 {
-		failed = o.write(ctx, client, batch, records)
+		failed, outcome = o.write(ctx, client, batch, records), ErrUnknown
+	} else {
+		failed, outcome = o.confirm(ctx), ErrNotOwner
 	}
 	for i, p := range ops {
 		if failed != nil {
-			answers[i] = fmt.Errorf("%w: %w", ErrUnknown, failed)
+			answers[i] = fmt.Errorf("%w: %w", outcome, failed)
 		}
 		p.answer <- answers[i]
 	}
 	return failed
+}
+
+// confirm makes sure that nobody else has written to the partition. A
+// transaction is refused by the broker when this process has lost the partition
+// without knowing; answers that wrote nothing never met the broker, and would
+// rest on a state that is long gone.
+func (o *owner[B]) confirm(ctx context.Context) error {
+	end, err := o.cfg.End(ctx, o.partition)
+	if err != nil {
+		return err
+	}
+	if end > o.end {
+		return fmt.Errorf("another process has written: the log ends at %d, not at %d", end, o.end)
+	}
+	return nil
+}
+
+// known waits until the client has stored what it learnt of the partition. The
+// first record of a client is sent a moment before, and until then
+// EndTransaction takes the transaction for an empty one: asked to commit it, it
+// aborts it and returns nil.
+func (o *owner[B]) known(ctx context.Context, client *kgo.Client) error {
+	for {
+		if leader, _, err := client.PartitionLeader(o.cfg.Topic, o.partition); err == nil && leader >= 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("learn of the partition: %w", context.Cause(ctx))
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func (o *owner[B]) write(ctx context.Context, client *kgo.Client, batch B, records []*kgo.Record) error {
@@ -193,8 +231,16 @@ func (o *owner[B]) write(ctx context.Context, client *kgo.Client, batch B, recor
 		// Beginning again initialises the id, which ends this transaction.
 		return fmt.Errorf("append: %w", err)
 	}
+	if err := o.known(ctx, client); err != nil {
+		return err
+	}
+	if first := records[0].Offset; first != o.end {
+		// Something stands between that was not known when this was decided.
+		return fmt.Errorf("append: the first record stands at %d, not at the known end %d", first, o.end)
+	}
 	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	o.end = records[len(records)-1].Offset + 2 // the transaction's marker comes behind it
 	return batch.Commit(ctx, records)
 }

@@ -6,6 +6,10 @@
 // which fences the old one; only then it looks where the log ends, waits until
 // its state has been folded up to there, and serves. In any other order the old
 // writer could still commit something that the new one does not know.
+//
+// Besides, a writer always knows where the log must end. It commits nothing that
+// comes to stand elsewhere, and gives no answer, not even a refusal, once
+// somebody else has written: then it begins again.
 package writer
 
 import (

@@ -131,7 +131,11 @@ func (f *Follower) partitions(ctx context.Context) (int, error) {
 	if len(resp.Topics) != 1 {
 		return 0, errors.New("the broker said nothing of the topic")
 	}
-	return len(resp.Topics[0].Partitions), kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+	n := len(resp.Topics[0].Partitions)
+	if err := kerr.ErrorForCode(resp.Topics[0].ErrorCode); err != nil || n > 0 {
+		return n, err
+	}
+	return 0, errors.New("the topic has no partitions yet")
 }
 
 func pause(ctx context.Context, d time.Duration) error {
