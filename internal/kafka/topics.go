@@ -120,7 +120,23 @@ func (t Topic) refuse(found described) error {
 	return nil
 }
 
+// describe returns those of the topics that exist. Brokers learn of a topic one
+// after the other: it asks again while they disagree.
 func describe(ctx context.Context, adm *kadm.Client, topics []Topic) (map[string]described, error) {
+	for {
+		found, err := describeOnce(ctx, adm, topics)
+		if !kerr.IsRetriable(err) {
+			return found, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func describeOnce(ctx context.Context, adm *kadm.Client, topics []Topic) (map[string]described, error) {
 	names := make([]string, len(topics))
 	for i, t := range topics {
 		names[i] = t.Name

@@ -18,8 +18,6 @@ const (
 	bitDiscarded
 	bitDead
 	bitDelivered
-
-	bitsFinal = bitDiscarded | bitDead | bitDelivered
 )
 
 func parseOutcome(s string) (outcome, error) {

@@ -22,11 +22,12 @@ var ErrNoOffsets = errors.New("deliveries have been routed before, but the route
 // already must be told: from is "earliest", "latest", a time in RFC 3339, or
 // empty for ErrNoOffsets. Partitions that have a committed offset keep it,
 // unless from is set and it lies before the log's start. It waits while offsets
-// are being committed or another router is just joining.
+// are being committed, another router is just joining, or the group has no
+// coordinator yet.
 func Begin(ctx context.Context, adm *kadm.Client, topics webhook.Topics, group, from string) error {
 	for {
 		err := begin(ctx, adm, topics, group, from)
-		if !errors.Is(err, kerr.UnstableOffsetCommit) && !errors.Is(err, kerr.UnknownMemberID) {
+		if !kerr.IsRetriable(err) && !errors.Is(err, kerr.UnknownMemberID) {
 			return err
 		}
 		select {

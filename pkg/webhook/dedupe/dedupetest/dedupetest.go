@@ -309,7 +309,7 @@ func testLoadFails(t *testing.T, s Subject) {
 		t.Fatal("an unknown outcome was restored")
 	}
 	if err := s.Restore(ctx, func(_ context.Context, yield func(string, int, string) error) error {
-		return yield(id, 2, dedupe.Failed)
+		return errors.Join(yield(id, 1, dedupe.Delivered), yield(id, 2, dedupe.Failed))
 	}); err != nil {
 		t.Fatal(err)
 	}
