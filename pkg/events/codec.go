@@ -1,15 +1,12 @@
 package events
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
-	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -24,17 +21,10 @@ const (
 // event that this or any newer version can have written.
 var ErrUnreadable = errors.New("unreadable event")
 
-// known are the JSON names of Data's fields; everything else is Unknown.
-var known = map[string]bool{
-	"appointment_id": true, "patient_id": true, "provider_id": true, "appointment_date": true,
-	"start_time": true, "end_time": true, "appointment_type": true, "status": true, "version": true,
-	"notes": true, "location": true, "changes": true, "reason": true,
-}
-
 // Encode returns the event as a record for the topic. Its partition is left to
 // the caller: one calendar lives in one partition, see Partition.
 func (e Event) Encode(topic string) (*kgo.Record, error) {
-	value, err := e.Data.encode()
+	value, err := json.Marshal(e.Data, json.Deterministic(true))
 	if err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", e.ID, err)
 	}
@@ -55,20 +45,6 @@ func (e Event) Encode(topic string) (*kgo.Record, error) {
 		headers = append(headers, kgo.RecordHeader{Key: "ce_idempotency", Value: []byte(e.Idempotency)})
 	}
 	return &kgo.Record{Topic: topic, Key: []byte(e.Data.ProviderID), Value: value, Headers: headers, Timestamp: e.Time}, nil
-}
-
-func (d Data) encode() ([]byte, error) {
-	type plain Data
-	value, err := json.Marshal(plain(d))
-	if err != nil || len(d.Unknown) == 0 {
-		return value, err
-	}
-	rest, err := json.Marshal(d.Unknown)
-	if err != nil {
-		return nil, err
-	}
-	// Two objects become one: {"a":1} and {"b":2} → {"a":1,"b":2}.
-	return append(append(value[:len(value)-1], ','), rest[1:]...), nil
 }
 
 // Type returns a record's type of event without decoding its value, or "" if
@@ -113,54 +89,14 @@ func Decode(r *kgo.Record) (Event, error) {
 	if !Known(e.Type) {
 		return e, nil
 	}
-	if err := e.Data.decode(r.Value); err != nil {
-		return e, err
+	// The error is left out: it may quote the value.
+	if json.Unmarshal(r.Value, &e.Data) != nil {
+		return e, fmt.Errorf("%w: the value is not the JSON of an appointment", ErrUnreadable)
 	}
 	if e.Data.ProviderID != string(r.Key) {
 		return e, fmt.Errorf("%w: the key is not the provider's id", ErrUnreadable)
 	}
 	return e, e.Data.check()
-}
-
-func (d *Data) decode(value []byte) error {
-	type plain Data
-	dec := json.NewDecoder(bytes.NewReader(value))
-	dec.DisallowUnknownFields()
-	if dec.Decode((*plain)(d)) == nil {
-		if _, err := dec.Token(); errors.Is(err, io.EOF) {
-			return nil
-		}
-	}
-	// The slow way, for values that have fields of a newer version.
-	*d = Data{}
-	if err := json.Unmarshal(value, (*plain)(d)); err != nil {
-		return fmt.Errorf("%w: the value is not the JSON of an appointment", ErrUnreadable)
-	}
-	var all map[string]json.RawMessage
-	if err := json.Unmarshal(value, &all); err != nil {
-		return fmt.Errorf("%w: the value is not a JSON object", ErrUnreadable)
-	}
-	for name := range all {
-		if isKnown(name) {
-			delete(all, name)
-		}
-	}
-	d.Unknown = all
-	return nil
-}
-
-// isKnown takes names as encoding/json does, whatever their case: one that was
-// kept as unknown would override the field when it is read again.
-func isKnown(name string) bool {
-	if known[name] {
-		return true
-	}
-	for k := range known {
-		if strings.EqualFold(k, name) {
-			return true
-		}
-	}
-	return false
 }
 
 func (d *Data) check() error {

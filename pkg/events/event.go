@@ -8,8 +8,9 @@
 package events
 
 import (
-	"encoding/json"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // The types of events, as written on the log and in webhooks, for ever.
@@ -92,5 +93,5 @@ type Data struct {
 	Reason string `json:"reason,omitempty"`
 
 	// Unknown holds fields of a newer version, so that they survive.
-	Unknown map[string]json.RawMessage `json:"-"`
+	Unknown map[string]jsontext.Value `json:",embed"`
 }

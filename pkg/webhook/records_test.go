@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/events"
@@ -84,7 +85,7 @@ func TestPayloadTellsNoMoreThanTheContract(t *testing.T) {
 	e := event(events.Created, "scheduled")
 	e.Actor, e.Command, e.Idempotency = "user:private", "command:private", "key:private"
 	e.Data.Notes, e.Data.Location = "notes:private", "location:private"
-	e.Data.Unknown = map[string]json.RawMessage{"newer": json.RawMessage(`"private"`)}
+	e.Data.Unknown = map[string]jsontext.Value{"newer": jsontext.Value(`"private"`)}
 	p, err := webhook.Render(e)
 	if err != nil {
 		t.Fatal(err)

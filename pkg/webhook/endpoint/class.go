@@ -68,6 +68,7 @@ var texts = []struct{ prefix, suffix, class string }{
 	{"net/http: server response headers exceeded", "", ClassTooLarge},
 	{"http2: response header list larger", "", ClassTooLarge},
 	{"stream error:", "header list too large", ClassTooLarge}, // many interim answers
+	{"stream error:", "header list larger than advertised limit", ClassTooLarge},
 	{"stream error:", "", ClassReset},
 	{"net/http: invalid header", "", ClassInvalid},
 	{"http: server closed idle connection", "", ClassReset},
