@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
@@ -15,11 +16,30 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 )
 
+// maxBody is the largest body that is sure to fit into a dead letter too, where
+// it is escaped once more and must not exceed what Kafka takes by default.
+const maxBody = 256 << 10
+
+// parse reads a delivery and refuses what could never be settled.
+func parse(r *kgo.Record) (*webhook.Delivery, error) {
+	d, err := webhook.ParseDelivery(r)
+	switch {
+	case err != nil:
+		return nil, err
+	case d.Attempt > dedupe.MaxAttempt:
+		return nil, fmt.Errorf("delivery: header attempt: more than %d", dedupe.MaxAttempt)
+	case len(d.Body) > maxBody:
+		return nil, fmt.Errorf("delivery: the body has %d bytes, more than %d", len(d.Body), maxBody)
+	}
+	return d, nil
+}
+
 // settle does what a record asks for and returns true once the record is
 // settled: what became of it is acknowledged by Kafka and marked in Redis. It
-// tries for as long as ctx lasts, and returns false only then.
-func (s *Sender) settle(ctx context.Context, r *kgo.Record, delay time.Duration) bool {
-	d, err := webhook.ParseDelivery(r)
+// begins nothing after intake has ended, and returns false then; what it has
+// begun it ends, for as long as ctx lasts.
+func (s *Sender) settle(intake, ctx context.Context, r *kgo.Record, delay time.Duration) bool {
+	d, err := parse(r)
 	if err != nil {
 		return s.unreadable(ctx, r, err)
 	}
@@ -27,11 +47,11 @@ func (s *Sender) settle(ctx context.Context, r *kgo.Record, delay time.Duration)
 		return s.goRound(ctx, r, d)
 	}
 	for {
-		done, wait := s.try(ctx, r, d)
-		if done || ctx.Err() != nil {
+		done, wait := s.try(intake, ctx, r, d)
+		if done || intake.Err() != nil {
 			return done
 		}
-		if !sleep(ctx, wait) {
+		if !sleep(intake, wait) {
 			return false
 		}
 	}
@@ -52,18 +72,18 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // try takes one turn at a delivery: its place among the requests under way, the
 // claim, the request, the outcome. When it is not done it says how long to wait
 // before the next turn; the place is given back meanwhile.
-func (s *Sender) try(ctx context.Context, r *kgo.Record, d *webhook.Delivery) (done bool, wait time.Duration) {
-	leave, err := s.enter(ctx, d)
+func (s *Sender) try(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery) (done bool, wait time.Duration) {
+	leave, err := s.enter(intake, d)
 	if err != nil {
 		return false, 0
 	}
 	defer leave()
-	if err := s.keeper.wait(ctx); err != nil {
+	if err := s.keeper.wait(intake); err != nil {
 		return false, 0
 	}
-	claim, err := s.cfg.Claims.Claim(ctx, d.ID, d.Attempt)
+	claim, err := s.cfg.Claims.Claim(intake, d.ID, d.Attempt)
 	if err != nil {
-		s.claimFailed(ctx, err)
+		s.claimFailed(intake, err)
 		return false, 0
 	}
 	s.metrics.claims.WithLabelValues(claim.Verdict.String()).Inc()
@@ -74,7 +94,7 @@ func (s *Sender) try(ctx context.Context, r *kgo.Record, d *webhook.Delivery) (d
 		// Whoever holds it may be dead. It settles nothing; the lease will end.
 		return false, max(claim.Wait, time.Millisecond)
 	}
-	return s.attempt(ctx, r, d, claim)
+	return s.attempt(intake, ctx, r, d, claim)
 }
 
 // enter waits for a place among the requests under way.
@@ -109,18 +129,18 @@ func (s *Sender) claimFailed(ctx context.Context, err error) {
 }
 
 // margin is what must be left of a lease beyond the request's own time-out, for
-// the outcome to be written down.
-const margin = time.Second
+// the answer's body to be read and the outcome to be written down.
+const margin = 3 * time.Second
 
 // attempt makes the claimed attempt, or discards the delivery.
-func (s *Sender) attempt(ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim) (done bool, wait time.Duration) {
+func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim) (done bool, wait time.Duration) {
 	release := func() {
 		// If it fails, the claim ends with its lease.
 		_ = s.cfg.Claims.Release(context.WithoutCancel(ctx), d.ID, d.Attempt, claim.Token)
 	}
 	// The record that the delivery was made from must have been read before the
 	// subscription can be called unknown.
-	if err := s.cfg.Subscriptions.Await(ctx, d.Subscription.Partition, d.Subscription.Offset+1); err != nil {
+	if err := s.cfg.Subscriptions.Await(intake, d.Subscription.Partition, d.Subscription.Offset+1); err != nil {
 		release()
 		return false, 0
 	}
@@ -234,11 +254,11 @@ func (s *Sender) record(ctx context.Context, r *kgo.Record, d *webhook.Delivery,
 }
 
 // produce appends a record and returns once it is acknowledged; it tries for as
-// long as ctx lasts.
+// long as ctx lasts, unless the record is too large.
 func (s *Sender) produce(ctx context.Context, rec *kgo.Record) error {
 	for {
-		err := s.client.ProduceSync(ctx, rec).FirstErr()
-		if err == nil || ctx.Err() != nil {
+		err := s.append(ctx, rec)
+		if err == nil || ctx.Err() != nil || errors.Is(err, kerr.MessageTooLarge) {
 			return err
 		}
 		s.cfg.Log.Error("append failed; trying again", "topic", rec.Topic, "error", err)
@@ -249,16 +269,40 @@ func (s *Sender) produce(ctx context.Context, rec *kgo.Record) error {
 	}
 }
 
+// append appends a record once. It does not wait longer than ctx lasts, although
+// the client does: it can't take back a record whose fate it does not know. If
+// such a record is written after all, it is the twin of one that a later owner
+// of the partition writes.
+func (s *Sender) append(ctx context.Context, rec *kgo.Record) error {
+	acknowledged := make(chan error, 1)
+	s.client.Produce(ctx, rec, func(_ *kgo.Record, err error) { acknowledged <- err })
+	select {
+	case err := <-acknowledged:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // unreadable makes a dead letter of a record that is no delivery.
 func (s *Sender) unreadable(ctx context.Context, r *kgo.Record, cause error) bool {
-	dead, err := webhook.Unreadable(s.cfg.Topics.DeadLetters(), r, cause, time.Now())
-	if err == nil {
-		err = s.produce(ctx, dead)
+	err := s.bury(ctx, r, cause)
+	if errors.Is(err, kerr.MessageTooLarge) {
+		bare := &kgo.Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
+		err = s.bury(ctx, bare, fmt.Errorf("%w; its %d bytes are too many for a dead letter", cause, size(r)))
 	}
 	s.cfg.Log.Error("unreadable delivery is now a dead letter",
 		"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "cause", cause, "error", err)
 	s.metrics.unreadable.Inc()
 	return err == nil
+}
+
+func (s *Sender) bury(ctx context.Context, r *kgo.Record, cause error) error {
+	dead, err := webhook.Unreadable(s.cfg.Topics.DeadLetters(), r, cause, time.Now())
+	if err != nil {
+		return err
+	}
+	return s.produce(ctx, dead)
 }
 
 // goRound puts a delivery that its endpoint asked to wait longer back into a

@@ -54,12 +54,12 @@ func (k *keeper) ready() bool {
 // report tells of a failed call and stops all sending until it is mended.
 func (k *keeper) report(err error) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	select {
 	case <-k.open:
 		k.open = make(chan struct{})
 	default: // stopped already
 	}
-	k.mu.Unlock()
 	select {
 	case k.wake <- err:
 	default:
@@ -69,6 +69,11 @@ func (k *keeper) report(err error) {
 func (k *keeper) resume() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	// What was reported meanwhile is mended too; if not, it will be met again.
+	select {
+	case <-k.wake:
+	default:
+	}
 	select {
 	case <-k.open: // never stopped: the report was of an older trouble
 	default:
@@ -77,16 +82,13 @@ func (k *keeper) resume() {
 }
 
 // run mends until ctx ends.
-func (k *keeper) run(ctx context.Context) error {
-	for {
-		if !k.mend(ctx) {
-			return nil
-		}
+func (k *keeper) run(ctx context.Context) {
+	for k.mend(ctx) {
 		select {
 		case err := <-k.wake:
 			k.log.Error("sending pauses: Redis is needed to send nothing twice", "error", err)
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

@@ -1,15 +1,15 @@
 package sender
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
-
-	"context"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -110,7 +110,7 @@ type metrics struct {
 	unreadable prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, held *atomic.Int64) *metrics {
 	m := &metrics{
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "webhooks_delivery_attempts_total",
@@ -127,7 +127,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "webhooks_delivery_unreadable_total", Help: "Records that were no deliveries and became dead letters."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.unreadable)
+		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_deliveries_held_bytes", Help: "Bytes of the records that are read and not settled.",
+		}, func() float64 { return float64(held.Load()) }))
 	}
 	return m
 }

@@ -28,6 +28,7 @@ type partition struct {
 
 	mu     sync.Mutex
 	queue  []*kgo.Record
+	held   int64 // bytes of the records that are fed and not settled
 	paused bool
 	fed    chan struct{} // has an element when the queue may have grown
 }
@@ -42,12 +43,27 @@ func newPartition(s *Sender, tp topicPartition) *partition {
 	return p
 }
 
-// feed takes polled records. A full queue pauses the partition: its backlog
-// stays in Kafka.
+// size is what a record counts against the bound of bytes.
+func size(r *kgo.Record) int64 {
+	n := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		n += len(h.Key) + len(h.Value)
+	}
+	return int64(n)
+}
+
+// feed takes polled records. When there are enough, in number or in bytes, it
+// pauses the partition: its backlog stays in Kafka.
 func (p *partition) feed(records []*kgo.Record) {
+	var n int64
+	for _, r := range records {
+		n += size(r)
+	}
+	p.s.held.Add(n)
 	p.mu.Lock()
+	p.held += n
 	p.queue = append(p.queue, records...)
-	if len(p.queue) >= p.s.cfg.Window && !p.paused {
+	if (len(p.queue) >= p.s.cfg.Window || p.held >= p.s.cfg.WindowBytes) && !p.paused {
 		p.paused = true
 		p.s.client.PauseFetchPartitions(map[string][]int32{p.topic: {p.partition}})
 	}
@@ -66,10 +82,7 @@ func (p *partition) next() *kgo.Record {
 			r := p.queue[0]
 			p.queue[0] = nil
 			p.queue = p.queue[1:]
-			if p.paused && len(p.queue) < p.s.cfg.Window/2 {
-				p.paused = false
-				p.s.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
-			}
+			p.relax()
 			p.mu.Unlock()
 			return r
 		}
@@ -82,29 +95,52 @@ func (p *partition) next() *kgo.Record {
 	}
 }
 
+// relax resumes a paused partition when at most half of what it may hold is
+// left; the caller holds mu.
+func (p *partition) relax() {
+	if p.paused && 2*len(p.queue) <= p.s.cfg.Window && 2*p.held <= p.s.cfg.WindowBytes {
+		p.resume()
+	}
+}
+
+func (p *partition) resume() {
+	p.paused = false
+	p.s.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+}
+
+// release tells that a record is held no longer.
+func (p *partition) release(r *kgo.Record) {
+	n := size(r)
+	p.s.held.Add(-n)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held -= n
+	p.relax()
+}
+
 // run is the partition's goroutine.
 func (p *partition) run() {
 	defer close(p.finished)
+	defer p.deliveries.Wait()
 	for {
 		r := p.next()
 		if r == nil || p.intake.Err() != nil || !p.due(r) {
-			break
+			return
 		}
 		select {
 		case p.window <- struct{}{}:
 		case <-p.intake.Done():
-			p.deliveries.Wait()
 			return
 		}
 		p.tracker.begin(r)
 		p.deliveries.Go(func() {
 			defer func() { <-p.window }()
-			if p.s.settle(p.hard, r, p.delay) {
+			if p.s.settle(p.intake, p.hard, r, p.delay) {
 				p.tracker.settle(r.Offset)
+				p.release(r)
 			}
 		})
 	}
-	p.deliveries.Wait()
 }
 
 // due waits until the record's turn has come, and returns false if the intake
@@ -145,9 +181,11 @@ func (p *partition) await(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.paused {
-		p.paused = false
-		p.s.client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+		p.resume()
 	}
+	// What is given up is let go with the partition.
+	p.s.held.Add(-p.held)
+	p.held, p.queue = 0, nil
 }
 
 func (p *partition) committable() (kgo.EpochOffset, bool) { return p.tracker.committable() }

@@ -37,12 +37,20 @@ func (s *Sender) load(ctx context.Context, yield func(id string, attempt int, ou
 	left := map[int32]int64{} // by partition: the offset to reach
 	var total int64
 	ends.Each(func(end kadm.ListedOffset) {
-		if start, ok := starts.Lookup(topic, end.Partition); ok && start.Offset < end.Offset {
+		start, ok := starts.Lookup(topic, end.Partition)
+		if !ok {
+			err = fmt.Errorf("find the attempts to rebuild from: partition %d is missing", end.Partition)
+			return
+		}
+		if start.Offset < end.Offset {
 			from[end.Partition] = kgo.NewOffset().At(start.Offset)
 			left[end.Partition] = end.Offset
 			total += end.Offset - start.Offset
 		}
 	})
+	if err != nil {
+		return err
+	}
 	if len(left) == 0 {
 		return nil
 	}
@@ -61,8 +69,9 @@ func (s *Sender) load(ctx context.Context, yield func(id string, attempt int, ou
 	told := began
 	for len(left) > 0 {
 		fetches := client.PollFetches(ctx)
-		if err := fetches.Err0(); err != nil {
-			return fmt.Errorf("read the attempts: %w", err)
+		// Any error: the client hands over only those that it does not mend itself.
+		if errs := fetches.Errors(); len(errs) > 0 {
+			return fmt.Errorf("read the attempts, partition %d: %w", errs[0].Partition, errs[0].Err)
 		}
 		var failed error
 		fetches.EachRecord(func(r *kgo.Record) {

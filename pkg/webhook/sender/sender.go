@@ -14,13 +14,13 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
@@ -73,9 +73,12 @@ type Config struct {
 	InFlightBytes int64
 	// PerEndpoint bounds the requests under way to one subscription. Default 32.
 	PerEndpoint int
-	// Window bounds the deliveries of one partition that are read but not
-	// settled. Default 1000.
+	// Window bounds the deliveries of one partition that are begun but not
+	// settled, and those that are read and wait for that. Default 1000 each.
 	Window int
+	// WindowBytes bounds the bytes of both together. What one fetch brings, 1 MiB
+	// compressed, may come on top. Default 2 MiB.
+	WindowBytes int64
 	// Drain is what requests under way get to end when a partition is lost or
 	// the sender stops. Default 15 s.
 	Drain         time.Duration
@@ -110,18 +113,42 @@ func (c *Config) defaults() {
 	if c.Window == 0 {
 		c.Window = 1000
 	}
+	if c.WindowBytes == 0 {
+		c.WindowBytes = 2 << 20
+	}
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.Group == "":
+		return errors.New("sender: Group is not set")
+	case c.Subscriptions == nil || c.Open == nil || c.Claims == nil || c.Client == nil || c.Log == nil:
+		return errors.New("sender: Subscriptions, Open, Claims, Client and Log are required")
+	case c.RetryAfterCap < 0 || c.Timeout < 0 || c.MarkLife < 0 || c.Drain < 0:
+		return errors.New("sender: durations must be positive")
+	case c.InFlight < 1 || c.InFlightBytes < 1 || c.PerEndpoint < 1 || c.Window < 1 || c.WindowBytes < 1:
+		return errors.New("sender: bounds must be positive")
+	}
+	return c.Schedule.Validate()
 }
 
 // Sender delivers the partitions that are assigned to it.
 type Sender struct {
 	cfg     Config
-	client  *kgo.Client
+	topics  []string
+	client  *kgo.Client              // set by Run
 	delays  map[string]time.Duration // by retry topic
 	keeper  *keeper
 	lanes   lanes
 	slots   *semaphore.Weighted // requests under way
 	bytes   *semaphore.Weighted // their bodies
+	held    atomic.Int64        // bytes of the records that all partitions hold
 	metrics *metrics
+
+	// committing is held from looking at what is settled to the answer to its
+	// commit: a commit that began before a partition was taken away must not
+	// arrive after its last one, or even after its next owner's.
+	committing sync.Mutex
 
 	// work is where deliveries run. It outlives the polling by the drain time.
 	work     context.Context //nolint:containedctx // the second of two contexts, set by Run
@@ -136,28 +163,35 @@ type topicPartition struct {
 	partition int32
 }
 
-// New makes a sender; Run joins the group and delivers.
+// New checks cfg and makes a sender, without dialling; Run joins the group and
+// delivers.
 func New(cfg Config) (*Sender, error) {
 	cfg.defaults()
-	if err := cfg.Schedule.Validate(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
 	s := &Sender{
 		cfg: cfg, delays: map[string]time.Duration{}, parts: map[topicPartition]*partition{},
 		lanes: lanes{limit: cfg.PerEndpoint, byID: map[string]*lane{}},
 		slots: semaphore.NewWeighted(int64(cfg.InFlight)), bytes: semaphore.NewWeighted(cfg.InFlightBytes),
-		metrics: newMetrics(cfg.Metrics),
+		topics: []string{cfg.Topics.Deliveries()},
 	}
-	topics := []string{cfg.Topics.Deliveries()}
 	for _, d := range cfg.Schedule.Delays() {
-		topics = append(topics, cfg.Topics.Retry(d))
+		s.topics = append(s.topics, cfg.Topics.Retry(d))
 		s.delays[cfg.Topics.Retry(d)] = d
 	}
 	s.keeper = newKeeper(cfg.Claims, s.load, cfg.Log)
-	var err error
-	s.client, err = kgo.NewClient(append(slices.Clone(cfg.Kafka),
-		kgo.ConsumerGroup(cfg.Group),
-		kgo.ConsumeTopics(topics...),
+	if err := kgo.ValidateOpts(s.options()...); err != nil {
+		return nil, fmt.Errorf("make sender: %w", err)
+	}
+	s.metrics = newMetrics(cfg.Metrics, &s.held)
+	return s, nil
+}
+
+func (s *Sender) options() []kgo.Opt {
+	return append(slices.Clone(s.cfg.Kafka),
+		kgo.ConsumerGroup(s.cfg.Group),
+		kgo.ConsumeTopics(s.topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.DisableAutoCommit(),
@@ -174,30 +208,48 @@ func New(cfg Config) (*Sender, error) {
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, false) }),
 		kgo.ProducerLinger(0), // outcomes batch while a request is under way
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
-	)...)
-	if err != nil {
-		return nil, fmt.Errorf("make sender: %w", err)
-	}
-	return s, nil
+	)
 }
 
-// Run delivers until ctx ends; requests under way then get the drain time.
+// Run delivers until ctx ends; requests under way then get the drain time. It
+// is called once.
 func (s *Sender) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	s.work = work
-
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.keeper.run(ctx) })
-	g.Go(func() error { s.commits(ctx); return nil })
-	g.Go(func() error { s.poll(ctx); return nil })
-	err := g.Wait()
-	s.shutdown(stop)
-	return err
+	if err := s.join(); err != nil {
+		return err
+	}
+	// Outcomes of requests under way are still marked while the sender stops.
+	var mending, serving sync.WaitGroup
+	mending.Go(func() { s.keeper.run(work) })
+	serving.Go(func() { s.commits(ctx) })
+	serving.Go(func() { s.poll(ctx) })
+	serving.Wait()
+	s.drain()
+	stop()
+	mending.Wait()
+	s.leave()
+	return nil
 }
 
-// shutdown lets requests under way end, commits, and leaves the group.
-func (s *Sender) shutdown(stop context.CancelFunc) {
+// join makes the client, which joins the group at once: partitions may be
+// assigned from then on.
+func (s *Sender) join() error {
+	s.mu.Lock() // the callbacks wait until there is a client
+	defer s.mu.Unlock()
+	var err error
+	if s.client, err = kgo.NewClient(s.options()...); err != nil {
+		return fmt.Errorf("join group %s: %w", s.cfg.Group, err)
+	}
+	return nil
+}
+
+// grace is what a last request to Kafka gets when the sender stops.
+const grace = 5 * time.Second
+
+// drain lets requests under way end, and commits.
+func (s *Sender) drain() {
 	s.mu.Lock()
 	s.stopping = true
 	all := map[string][]int32{}
@@ -205,11 +257,20 @@ func (s *Sender) shutdown(stop context.CancelFunc) {
 		all[tp.topic] = append(all[tp.topic], tp.partition)
 	}
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(s.work, s.cfg.Drain+5*time.Second)
+	ctx, cancel := context.WithTimeout(s.work, s.cfg.Drain+grace)
 	defer cancel()
 	s.revoked(ctx, all, true)
-	stop()
+	// A rebalance may be taking partitions away just now: they get their time too.
 	s.workers.Wait()
+}
+
+func (s *Sender) leave() {
+	s.client.AllowRebalance()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.work), grace)
+	defer cancel()
+	if err := s.client.LeaveGroupContext(ctx); err != nil {
+		s.cfg.Log.Warn("left without telling the group; it will notice when the session times out", "error", err)
+	}
 	s.client.CloseAllowingRebalance()
 }
 
@@ -278,6 +339,8 @@ func (s *Sender) revoked(ctx context.Context, m map[string][]int32, commit bool)
 	for _, p := range gone {
 		p.await(drained)
 	}
+	s.committing.Lock()
+	defer s.committing.Unlock()
 	if commit {
 		s.commit(ctx, gone)
 	}
@@ -296,16 +359,25 @@ func (s *Sender) commits(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		s.mu.Lock()
-		held := make([]*partition, 0, len(s.parts))
-		for _, p := range s.parts {
-			held = append(held, p)
-		}
-		s.mu.Unlock()
-		s.commit(ctx, held)
+		s.commitHeld(ctx)
 	}
 }
 
+func (s *Sender) commitHeld(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, grace) // a rebalance may be waiting for it
+	defer cancel()
+	s.committing.Lock()
+	defer s.committing.Unlock()
+	s.mu.Lock()
+	held := make([]*partition, 0, len(s.parts))
+	for _, p := range s.parts {
+		held = append(held, p)
+	}
+	s.mu.Unlock()
+	s.commit(ctx, held)
+}
+
+// commit commits what is settled; the caller holds committing.
 func (s *Sender) commit(ctx context.Context, partitions []*partition) {
 	offsets := map[string]map[int32]kgo.EpochOffset{}
 	for _, p := range partitions {
