@@ -118,6 +118,12 @@ func (r *Router) session(ctx context.Context) error {
 		return fmt.Errorf("join group %s: %w", r.cfg.Group, err)
 	}
 	defer s.Close()
+	// At once, not with the first batch: it ends the transaction that a
+	// predecessor left open, and until then nobody is told the offsets of its
+	// partitions, so that there would be no first batch before that times out.
+	if err := initialise(ctx, s.Client()); err != nil {
+		return err
+	}
 	for {
 		fetches := s.PollRecords(ctx, maxPoll)
 		if ctx.Err() != nil {
@@ -133,6 +139,15 @@ func (r *Router) session(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+func initialise(ctx context.Context, client *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	if _, _, err := client.ProducerID(ctx); err != nil {
+		return fmt.Errorf("initialise the transactional id: %w", err)
+	}
+	return nil
 }
 
 // fatal returns the error after which routing must stop.
