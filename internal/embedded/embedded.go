@@ -80,18 +80,26 @@ func (i *Instance) start(ctx context.Context, dir string, log *slog.Logger) erro
 	return nil
 }
 
-// tick lets miniredis's keys grow older, which they don't by themselves.
+// tick lets miniredis's keys grow older, which they don't by themselves. Each
+// time it looks through all of them and nobody else is served: the more there
+// are, the more seldom it does so.
 func (i *Instance) tick() {
-	const step = time.Second
-	t := time.NewTicker(step)
-	defer t.Stop()
+	const (
+		shortest = time.Second
+		share    = 50 // of the time, at most one in so many is spent on it
+	)
+	last, wait := time.Now(), shortest
 	for {
+		t := time.NewTimer(wait)
 		select {
 		case <-i.stop:
+			t.Stop()
 			return
 		case <-t.C:
-			i.redis.FastForward(step)
 		}
+		now := time.Now()
+		i.redis.FastForward(now.Sub(last))
+		last, wait = now, max(shortest, share*time.Since(now))
 	}
 }
 

@@ -26,14 +26,14 @@ type Attempt struct {
 	Attempt        int       `json:"attempt"`
 	At             time.Time `json:"at"` // when it began
 	Outcome        string    `json:"outcome"`
-	Status         int       `json:"status,omitempty"` // of the answer, if there was one
-	Error          string    `json:"error,omitempty"`  // the class of the failure, or why it was discarded
+	Status         int       `json:"status,omitzero"` // of the answer, if there was one
+	Error          string    `json:"error,omitzero"`  // the class of the failure, or why it was discarded
 	LatencyMS      float64   `json:"latency_ms"`
 	// Answer is the beginning of the answer's body, at most 1 KiB, made valid
 	// UTF-8.
-	Answer string `json:"answer,omitempty"`
+	Answer string `json:"answer,omitzero"`
 	// NextAttemptAt is when the next attempt is due; failed attempts only.
-	NextAttemptAt *time.Time `json:"next_attempt_at,omitempty"`
+	NextAttemptAt *time.Time `json:"next_attempt_at,omitzero"`
 }
 
 // ParseAttempt reads the value of a record of the attempts topic.
@@ -63,9 +63,9 @@ type DeadLetter struct {
 	// Source is where the record stood that ended here.
 	Source Source `json:"source"`
 	// Delivery is set when a delivery was given up.
-	Delivery *DeadDelivery `json:"delivery,omitempty"`
+	Delivery *DeadDelivery `json:"delivery,omitzero"`
 	// Record is set when a record could not be read; it is kept as it was.
-	Record *RawRecord `json:"record,omitempty"`
+	Record *RawRecord `json:"record,omitzero"`
 }
 
 // Source is a place on any topic.
@@ -87,7 +87,7 @@ type DeadDelivery struct {
 
 // RawRecord is a record as it was found; bytes are base64 in JSON.
 type RawRecord struct {
-	Key     []byte            `json:"key,omitempty"`
-	Value   []byte            `json:"value,omitempty"`
-	Headers map[string][]byte `json:"headers,omitempty"`
+	Key     []byte            `json:"key,omitzero"`
+	Value   []byte            `json:"value,omitzero"`
+	Headers map[string][]byte `json:"headers,omitzero"`
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -32,6 +33,9 @@ type cli struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(300) // as the services do
+	}
 	var c cli
 	parsed := kong.Parse(&c, kong.Name("bench"), kong.Description("Measures, beside the floor."))
 	parsed.BindTo(ctx, (*context.Context)(nil))

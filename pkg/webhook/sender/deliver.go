@@ -73,11 +73,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // claim, the request, the outcome. When it is not done it says how long to wait
 // before the next turn; the place is given back meanwhile.
 func (s *Sender) try(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery) (done bool, wait time.Duration) {
-	leave, err := s.enter(intake, d)
+	place, err := s.enter(intake, d)
 	if err != nil {
 		return false, 0
 	}
-	defer leave()
+	defer place.leave()
 	if err := s.keeper.wait(intake); err != nil {
 		return false, 0
 	}
@@ -94,32 +94,50 @@ func (s *Sender) try(intake, ctx context.Context, r *kgo.Record, d *webhook.Deli
 		// Whoever holds it may be dead. It settles nothing; the lease will end.
 		return false, max(claim.Wait, time.Millisecond)
 	}
-	return s.attempt(intake, ctx, r, d, claim)
+	return s.attempt(intake, ctx, r, d, claim, place)
 }
 
-// enter waits for a place among the requests under way.
-func (s *Sender) enter(ctx context.Context, d *webhook.Delivery) (leave func(), err error) {
-	leaveLane, err := s.lanes.enter(ctx, d.SubscriptionID)
+// place is what a delivery takes while it is under way: one in its endpoint's
+// lane until the endpoint has answered, one among all until that is written down.
+type place struct {
+	s     *Sender
+	lane  func() // gives the lane back; nil once it has
+	bytes int64
+}
+
+// enter waits for a place.
+func (s *Sender) enter(ctx context.Context, d *webhook.Delivery) (*place, error) {
+	lane, err := s.lanes.enter(ctx, d.SubscriptionID)
 	if err != nil {
 		return nil, err
 	}
-	size := min(int64(len(d.Body)), s.cfg.InFlightBytes)
+	p := &place{s: s, lane: lane, bytes: min(int64(len(d.Body)), s.cfg.InFlightBytes)}
 	if err := s.slots.Acquire(ctx, 1); err != nil {
-		leaveLane()
+		p.leaveLane()
 		return nil, err
 	}
-	if err := s.bytes.Acquire(ctx, size); err != nil {
+	if err := s.bytes.Acquire(ctx, p.bytes); err != nil {
 		s.slots.Release(1)
-		leaveLane()
+		p.leaveLane()
 		return nil, err
 	}
 	s.metrics.inFlight.Inc()
-	return func() {
-		s.metrics.inFlight.Dec()
-		s.bytes.Release(size)
-		s.slots.Release(1)
-		leaveLane()
-	}, nil
+	return p, nil
+}
+
+// leaveLane lets the next delivery to the endpoint begin.
+func (p *place) leaveLane() {
+	if p.lane != nil {
+		p.lane()
+		p.lane = nil
+	}
+}
+
+func (p *place) leave() {
+	p.leaveLane()
+	p.s.metrics.inFlight.Dec()
+	p.s.bytes.Release(p.bytes)
+	p.s.slots.Release(1)
 }
 
 func (s *Sender) claimFailed(ctx context.Context, err error) {
@@ -133,7 +151,7 @@ func (s *Sender) claimFailed(ctx context.Context, err error) {
 const margin = 3 * time.Second
 
 // attempt makes the claimed attempt, or discards the delivery.
-func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim) (done bool, wait time.Duration) {
+func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim, place *place) (done bool, wait time.Duration) {
 	release := func() {
 		// If it fails, the claim ends with its lease.
 		_ = s.cfg.Claims.Release(context.WithoutCancel(ctx), d.ID, d.Attempt, claim.Token)
@@ -164,6 +182,7 @@ func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.
 	header := make(http.Header, 9)
 	webhook.Sign(header, secret, d, at)
 	result := s.cfg.Client.Post(ctx, endpoint.Request{URL: reg.Subscription.TargetURL, Header: header, Body: d.Body})
+	place.leaveLane()
 	if ctx.Err() != nil && result.Status == 0 {
 		// Stopped in the middle: nobody knows whether it arrived. The claim stays,
 		// so that it is not tried again before this request is surely over.
@@ -243,12 +262,11 @@ func (s *Sender) record(ctx context.Context, r *kgo.Record, d *webhook.Delivery,
 		if err == nil {
 			return true, 0
 		}
-		if ctx.Err() != nil {
-			return false, 0
-		}
 		s.claimFailed(ctx, err)
-		if err := s.keeper.wait(ctx); err != nil {
-			return false, 0
+		if s.keeper.wait(ctx) != nil {
+			// Out of time. An end is on record, and nobody will read this delivery
+			// again; of a failure the next attempt would wait for its mark.
+			return o.kind != webhook.Failed, 0
 		}
 	}
 }

@@ -1,16 +1,14 @@
 package sender
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -64,34 +62,13 @@ func (o outcome) cause() string {
 	return o.err
 }
 
-// observe counts and logs an outcome: attempts at INFO, failures at WARN.
+// observe counts and logs an outcome.
 func (s *Sender) observe(d *webhook.Delivery, o outcome) {
 	s.metrics.attempts.WithLabelValues(o.kind, o.class()).Inc()
 	if o.kind == webhook.Delivered || o.status != 0 {
 		s.metrics.latency.Observe(o.latency.Seconds())
 	}
-	level := slog.LevelInfo
-	if o.kind != webhook.Delivered {
-		level = slog.LevelWarn
-	}
-	if !s.cfg.Log.Enabled(context.Background(), level) {
-		return
-	}
-	attrs := []slog.Attr{
-		slog.String("delivery_id", d.ID), slog.String("subscription_id", d.SubscriptionID),
-		slog.String("event", d.EventType), slog.Int("attempt", d.Attempt), slog.String("outcome", o.kind),
-		slog.Duration("latency", o.latency.Round(10*time.Microsecond)),
-	}
-	if o.status != 0 {
-		attrs = append(attrs, slog.Int("status", o.status))
-	}
-	if o.kind != webhook.Delivered {
-		attrs = append(attrs, slog.String("error", o.cause()))
-	}
-	if o.kind == webhook.Failed {
-		attrs = append(attrs, slog.Time("next_attempt_at", o.due.UTC()))
-	}
-	s.cfg.Log.LogAttrs(context.Background(), level, "delivery attempt", attrs...)
+	s.log.attempt(d, o)
 }
 
 // class is the outcome's reason as a metric's label: few values.

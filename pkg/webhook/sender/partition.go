@@ -133,7 +133,9 @@ func (p *partition) run() {
 			return
 		}
 		p.tracker.begin(r)
-		p.deliveries.Go(func() {
+		p.deliveries.Add(1)
+		p.s.pool.run(func() {
+			defer p.deliveries.Done()
 			defer func() { <-p.window }()
 			if p.s.settle(p.intake, p.hard, r, p.delay) {
 				p.tracker.settle(r.Offset)

@@ -139,6 +139,8 @@ type Sender struct {
 	client  *kgo.Client              // set by Run
 	delays  map[string]time.Duration // by retry topic
 	keeper  *keeper
+	pool    *pool
+	log     *attemptLog
 	lanes   lanes
 	slots   *semaphore.Weighted // requests under way
 	bytes   *semaphore.Weighted // their bodies
@@ -175,6 +177,7 @@ func New(cfg Config) (*Sender, error) {
 		lanes: lanes{limit: cfg.PerEndpoint, byID: map[string]*lane{}},
 		slots: semaphore.NewWeighted(int64(cfg.InFlight)), bytes: semaphore.NewWeighted(cfg.InFlightBytes),
 		topics: []string{cfg.Topics.Deliveries()},
+		pool:   newPool(cfg.InFlight), log: newAttemptLog(cfg.Log),
 	}
 	for _, d := range cfg.Schedule.Delays() {
 		s.topics = append(s.topics, cfg.Topics.Retry(d))
@@ -206,7 +209,9 @@ func (s *Sender) options() []kgo.Opt {
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assigned(m) }),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, true) }),
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, false) }),
-		kgo.ProducerLinger(0), // outcomes batch while a request is under way
+		// Outcomes of requests that end at about the same time share a request to
+		// the broker. Nobody waits for them but the next commit.
+		kgo.ProducerLinger(2*time.Millisecond),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 	)
 }
@@ -228,6 +233,7 @@ func (s *Sender) Run(ctx context.Context) error {
 	serving.Wait()
 	s.drain()
 	stop()
+	s.pool.close()
 	mending.Wait()
 	s.leave()
 	return nil
@@ -360,6 +366,7 @@ func (s *Sender) commits(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.commitHeld(ctx)
+		s.log.flush()
 	}
 }
 
