@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/arsmedicatech/webhooks/internal/kafka"
@@ -90,13 +92,17 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	if err := s.checkRedis(ctx, env, claims); err != nil {
 		return quiet(ctx, err)
 	}
+	former, err := s.formerDelays(ctx, opts, topics)
+	if err != nil {
+		return quiet(ctx, err)
+	}
 	subscriptions, err := registry.New(registry.Config{Kafka: opts, Topic: topics.Subscriptions(), Log: env.Log, Metrics: env.Metrics})
 	if err != nil {
 		return err
 	}
 	snd, err := sender.New(sender.Config{
 		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
-		Schedule: schedule, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
+		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
 		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, Drain: s.Drain,
 		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Client: client, Log: env.Log, Metrics: env.Metrics,
 	})
@@ -113,6 +119,16 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	g.Go(func() error { return subscriptions.Run(reading) })
 	g.Go(func() error { defer stop(); return snd.Run(ctx) })
 	return g.Wait()
+}
+
+// formerDelays returns the delays of retry topics that exist.
+func (s *Sender) formerDelays(ctx context.Context, opts []kgo.Opt, topics webhook.Topics) ([]time.Duration, error) {
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Kafka: %w", err)
+	}
+	defer client.Close()
+	return kafka.RetryDelays(ctx, kadm.NewClient(client), topics)
 }
 
 // checkRedis waits for Redis and refuses one that forgets when it is full.

@@ -257,3 +257,19 @@ func DefaultTopicSettings() TopicSettings {
 		DeliveryRetention: 7 * 24 * time.Hour, AttemptRetention: 30 * 24 * time.Hour, DeadRetention: 180 * 24 * time.Hour,
 	}
 }
+
+// RetryDelays returns the delays of all retry topics that exist, also those of
+// earlier schedules.
+func RetryDelays(ctx context.Context, adm *kadm.Client, names webhook.Topics) ([]time.Duration, error) {
+	topics, err := adm.ListTopics(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	var delays []time.Duration
+	for _, name := range topics.Names() {
+		if delay, ok := names.RetryDelay(name); ok {
+			delays = append(delays, delay)
+		}
+	}
+	return delays, nil
+}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -54,8 +55,7 @@ type Key struct {
 // concerns the subscription. It depends on the position alone, not on when it
 // is asked, as long as the rules of that position are kept.
 func (s *Subscription) Matches(eventType string, at Position) bool {
-	for i := len(s.Rules) - 1; i >= 0; i-- {
-		r := s.Rules[i]
+	for _, r := range slices.Backward(s.Rules) {
 		if r.from(at.Partition) <= at.Offset {
 			return r.Active && NameMatches(r.EventName, eventType)
 		}

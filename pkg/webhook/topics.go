@@ -36,6 +36,16 @@ func (t Topics) Retry(delay time.Duration) string {
 	return t.Prefix + "webhooks.retry." + delay.String()
 }
 
+// RetryDelay returns the delay of a retry topic, and false for any other topic.
+func (t Topics) RetryDelay(topic string) (time.Duration, bool) {
+	text, ok := strings.CutPrefix(topic, t.Prefix+"webhooks.retry.")
+	if !ok {
+		return 0, false
+	}
+	delay, err := time.ParseDuration(text)
+	return delay, err == nil && delay > 0 && topic == t.Retry(delay)
+}
+
 // Position is a place in a topic.
 type Position struct {
 	Partition int32

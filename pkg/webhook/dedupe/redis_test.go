@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -33,7 +32,7 @@ func newStore(t testing.TB, opts *redis.Options, change ...func(*dedupe.Config))
 		Redis:  opts,
 		Lease:  dedupetest.Lease,
 		Sole:   true,
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
 		f(&cfg)

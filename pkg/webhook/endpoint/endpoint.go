@@ -235,7 +235,7 @@ func (c *Client) Post(ctx context.Context, r Request) Result {
 		}
 		return Result{Class: class, Err: &Error{Class: class, Err: err}, Latency: latency}
 	}
-	defer answer.Body.Close() //nolint:errcheck // nothing to be done about it, and nothing was lost
+	defer answer.Body.Close()
 
 	cutOff.Reset(c.cfg.BodyTimeout)
 	return Result{

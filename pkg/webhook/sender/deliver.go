@@ -179,6 +179,9 @@ func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.
 		return false, 0
 	}
 	at := time.Now()
+	if d.Attempt > 1 {
+		s.metrics.lateness.Observe(at.Sub(d.NotBefore).Seconds())
+	}
 	header := make(http.Header, 9)
 	webhook.Sign(header, secret, d, at)
 	result := s.cfg.Client.Post(ctx, endpoint.Request{URL: reg.Subscription.TargetURL, Header: header, Body: d.Body})

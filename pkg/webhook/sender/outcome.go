@@ -84,6 +84,8 @@ type metrics struct {
 	claims     *prometheus.CounterVec
 	latency    prometheus.Histogram
 	inFlight   prometheus.Gauge
+	lateness   prometheus.Histogram
+	expired    prometheus.Gauge
 	unreadable prometheus.Counter
 }
 
@@ -100,11 +102,16 @@ func newMetrics(reg prometheus.Registerer, held *atomic.Int64) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "webhooks_deliveries_in_flight", Help: "Deliveries that have a place among the requests under way."}),
+		lateness: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "webhooks_retry_lateness_seconds", Help: "Time from when a retry was due to its request.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10)}),
+		expired: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "webhooks_deliveries_expired", Help: "Deliveries that Kafka has deleted and no sender has settled, as of the last look; anything but 0 is an alarm."}),
 		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "webhooks_delivery_unreadable_total", Help: "Records that were no deliveries and became dead letters."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.lateness, m.expired, m.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_deliveries_held_bytes", Help: "Bytes of the records that are read and not settled.",
 		}, func() float64 { return float64(held.Load()) }))
 	}

@@ -59,6 +59,9 @@ type Config struct {
 	Group string
 	// Schedule holds the delays between attempts; each has its topic.
 	Schedule webhook.Schedule
+	// FormerDelays are delays of earlier schedules. Deliveries that still wait in
+	// their topics are not forgotten.
+	FormerDelays []time.Duration
 	// RetryAfterCap bounds how far an endpoint's Retry-After moves an attempt.
 	// Default 15 minutes.
 	RetryAfterCap time.Duration
@@ -179,9 +182,12 @@ func New(cfg Config) (*Sender, error) {
 		topics: []string{cfg.Topics.Deliveries()},
 		pool:   newPool(cfg.InFlight), log: newAttemptLog(cfg.Log),
 	}
-	for _, d := range cfg.Schedule.Delays() {
-		s.topics = append(s.topics, cfg.Topics.Retry(d))
-		s.delays[cfg.Topics.Retry(d)] = d
+	for _, d := range append(cfg.Schedule.Delays(), cfg.FormerDelays...) {
+		topic := cfg.Topics.Retry(d)
+		if _, twice := s.delays[topic]; !twice {
+			s.topics = append(s.topics, topic)
+			s.delays[topic] = d
+		}
 	}
 	s.keeper = newKeeper(cfg.Claims, s.load, cfg.Log)
 	if err := kgo.ValidateOpts(s.options()...); err != nil {
@@ -225,11 +231,13 @@ func (s *Sender) Run(ctx context.Context) error {
 	if err := s.join(); err != nil {
 		return err
 	}
+	s.lookForExpired(ctx) // before the first commit hides them
 	// Outcomes of requests under way are still marked while the sender stops.
 	var mending, serving sync.WaitGroup
 	mending.Go(func() { s.keeper.run(work) })
 	serving.Go(func() { s.commits(ctx) })
 	serving.Go(func() { s.poll(ctx) })
+	serving.Go(func() { s.watchExpired(ctx) })
 	serving.Wait()
 	s.drain()
 	stop()
