@@ -32,8 +32,8 @@ type Sender struct {
 	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
 	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
 	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"32" help:"Requests under way to one subscription at most."`
-	Drain        time.Duration `name:"drain" env:"DRAIN" default:"12s" help:"What requests under way get to end when the process stops."`
-	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"168h" help:"How long Redis remembers a delivery. As long as deliveries are kept."`
+	Drain        time.Duration `name:"drain" env:"DRAIN" default:"15s" help:"What requests under way get to end when the process stops."`
+	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"192h" help:"How long Redis remembers a delivery. Longer than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
 	sole         bool          // no other process uses this Redis: the embedded one
 }
 
@@ -69,7 +69,7 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	}
 	client, err := endpoint.New(endpoint.Config{
 		Timeout: s.Timeout, AllowNetworks: networks, UserAgent: webhook.UserAgent,
-		ConnsPerHost: s.PerEndpoint,
+		ConnsPerHost: s.InFlight, // never waits: that would be part of the time-out
 	})
 	if err != nil {
 		return invalid(err)
@@ -89,8 +89,10 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	if err := waitForTopics(ctx, env, opts, topics, schedule); err != nil {
 		return quiet(ctx, err)
 	}
-	if err := s.checkRedis(ctx, env, claims); err != nil {
-		return quiet(ctx, err)
+	if !s.sole { // the embedded one has no memory policy to ask for
+		if err := s.checkRedis(ctx, env, claims); err != nil {
+			return quiet(ctx, err)
+		}
 	}
 	former, err := s.formerDelays(ctx, opts, topics)
 	if err != nil {

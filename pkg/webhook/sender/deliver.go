@@ -97,12 +97,15 @@ func (s *Sender) try(intake, ctx context.Context, r *kgo.Record, d *webhook.Deli
 	return s.attempt(intake, ctx, r, d, claim, place)
 }
 
-// place is what a delivery takes while it is under way: one in its endpoint's
-// lane until the endpoint has answered, one among all until that is written down.
+// place is what a delivery takes until its endpoint has answered: one in the
+// endpoint's lane, and one among all requests under way. While its outcome is
+// written down it takes only its part of the partition's window, so that a slow
+// log gets large batches instead of few requests.
 type place struct {
 	s     *Sender
-	lane  func() // gives the lane back; nil once it has
+	lane  func() // gives the lane back
 	bytes int64
+	left  bool
 }
 
 // enter waits for a place.
@@ -113,31 +116,28 @@ func (s *Sender) enter(ctx context.Context, d *webhook.Delivery) (*place, error)
 	}
 	p := &place{s: s, lane: lane, bytes: min(int64(len(d.Body)), s.cfg.InFlightBytes)}
 	if err := s.slots.Acquire(ctx, 1); err != nil {
-		p.leaveLane()
+		lane()
 		return nil, err
 	}
 	if err := s.bytes.Acquire(ctx, p.bytes); err != nil {
 		s.slots.Release(1)
-		p.leaveLane()
+		lane()
 		return nil, err
 	}
 	s.metrics.inFlight.Inc()
 	return p, nil
 }
 
-// leaveLane lets the next delivery to the endpoint begin.
-func (p *place) leaveLane() {
-	if p.lane != nil {
-		p.lane()
-		p.lane = nil
-	}
-}
-
+// leave gives the place back; once is enough.
 func (p *place) leave() {
-	p.leaveLane()
+	if p.left {
+		return
+	}
+	p.left = true
 	p.s.metrics.inFlight.Dec()
 	p.s.bytes.Release(p.bytes)
 	p.s.slots.Release(1)
+	p.lane()
 }
 
 func (s *Sender) claimFailed(ctx context.Context, err error) {
@@ -185,7 +185,7 @@ func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.
 	header := make(http.Header, 9)
 	webhook.Sign(header, secret, d, at)
 	result := s.cfg.Client.Post(ctx, endpoint.Request{URL: reg.Subscription.TargetURL, Header: header, Body: d.Body})
-	place.leaveLane()
+	place.leave()
 	if ctx.Err() != nil && result.Status == 0 {
 		// Stopped in the middle: nobody knows whether it arrived. The claim stays,
 		// so that it is not tried again before this request is surely over.
