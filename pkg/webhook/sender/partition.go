@@ -7,6 +7,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/arsmedicatech/webhooks/pkg/checkpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -16,7 +17,7 @@ type partition struct {
 	topicPartition
 	s       *Sender
 	delay   time.Duration // of a retry topic; 0 for deliveries
-	tracker *tracker
+	tracker *checkpoint.Tracker
 	// intake ends when nothing new may be begun; hard ends when what is under way
 	// has had its time.
 	intake, hard     context.Context //nolint:containedctx // the partition's own life
@@ -35,7 +36,7 @@ type partition struct {
 
 func newPartition(s *Sender, tp topicPartition) *partition {
 	p := &partition{
-		topicPartition: tp, s: s, delay: s.delays[tp.topic], tracker: newTracker(),
+		topicPartition: tp, s: s, delay: s.delays[tp.topic], tracker: checkpoint.New(),
 		window: make(chan struct{}, s.cfg.Window), fed: make(chan struct{}, 1), finished: make(chan struct{}),
 	}
 	p.intake, p.stopIntake = context.WithCancel(s.work)
@@ -132,13 +133,13 @@ func (p *partition) run() {
 		case <-p.intake.Done():
 			return
 		}
-		p.tracker.begin(r)
+		p.tracker.Begin(r)
 		p.deliveries.Add(1)
 		p.s.pool.run(func() {
 			defer p.deliveries.Done()
 			defer func() { <-p.window }()
 			if p.s.settle(p.intake, p.hard, r, p.delay) {
-				p.tracker.settle(r.Offset)
+				p.tracker.Settle(r.Offset)
 				p.release(r)
 			}
 		})
@@ -190,4 +191,4 @@ func (p *partition) await(ctx context.Context) {
 	p.held, p.queue = 0, nil
 }
 
-func (p *partition) committable() (kgo.EpochOffset, bool) { return p.tracker.committable() }
+func (p *partition) committable() (kgo.EpochOffset, bool) { return p.tracker.Committable() }

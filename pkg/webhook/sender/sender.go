@@ -413,7 +413,7 @@ func (s *Sender) commit(ctx context.Context, partitions []*partition) {
 	}
 	for _, p := range partitions {
 		if o, ok := offsets[p.topic][p.partition]; ok {
-			p.tracker.committed(o.Offset)
+			p.tracker.Committed(o.Offset)
 		}
 	}
 }
