@@ -9,10 +9,17 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
 	"github.com/arsmedicatech/webhooks/internal/testenv"
+	"github.com/arsmedicatech/webhooks/internal/writer"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
 )
 
 // Every change of what matches begins at the positions at which it was made;
@@ -39,16 +46,16 @@ func TestRulesCarryPositions(t *testing.T) {
 	check("created", made)
 
 	w.at([]int64{7, 2, 1}, []int64{5, 0, 0})
-	check("another URL and secret", mustChange(t, s, made.ID, subscription.Change{TargetURL: p("http://localhost/"), Secret: p("new")}))
+	check("another URL and secret", mustChange(t, s, made.ID, subscription.Change{TargetURL: new("http://localhost/"), Secret: new("new")}))
 
 	off := rule("appointment.created", false, 7, 2, 1)
 	want = []webhook.Rule{first, off}
-	check("disabled", mustChange(t, s, made.ID, subscription.Change{Enabled: p(false)}))
+	check("disabled", mustChange(t, s, made.ID, subscription.Change{Enabled: new(false)}))
 
 	w.at([]int64{9, 2, 1}, []int64{7, 1, 1}) // partition 1 is behind
 	all := rule("appointment.*", true, 9, 2, 1)
 	want = []webhook.Rule{first, off, all}
-	check("other events", mustChange(t, s, made.ID, subscription.Change{EventName: p("appointment.*"), Enabled: p(true)}))
+	check("other events", mustChange(t, s, made.ID, subscription.Change{EventName: new("appointment.*"), Enabled: new(true)}))
 
 	w.at([]int64{9, 2, 1}, []int64{7, 2, 1}) // all are past the first
 	if err := subscription.Sweep(s.Service, deadline(t)); err != nil {
@@ -63,7 +70,7 @@ func TestRulesCarryPositions(t *testing.T) {
 
 	w.at([]int64{9, 3, 1}, []int64{9, 3, 1})
 	want = []webhook.Rule{rule("appointment.*", false, 9, 3, 1)}
-	check("disabled when all is routed", mustChange(t, s, made.ID, subscription.Change{Enabled: p(false)}))
+	check("disabled when all is routed", mustChange(t, s, made.ID, subscription.Change{Enabled: new(false)}))
 }
 
 // A rule that can't be given its positions is not made.
@@ -75,7 +82,7 @@ func TestRefusesWithoutPositions(t *testing.T) {
 	if _, err := s.Create(deadline(t), meta(), valid()); !errors.Is(err, appointment.ErrUnavailable) {
 		t.Errorf("Create: %v, want ErrUnavailable", err)
 	}
-	if _, err := s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: p(false)}); !errors.Is(err, appointment.ErrUnavailable) {
+	if _, err := s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: new(false)}); !errors.Is(err, appointment.ErrUnavailable) {
 		t.Errorf("Change: %v, want ErrUnavailable", err)
 	}
 	if err := subscription.Sweep(s.Service, deadline(t)); err == nil {
@@ -115,7 +122,7 @@ func TestDeletionBecomesATombstone(t *testing.T) {
 		t.Errorf("afterwards there is %+v", e.Subscription)
 	}
 	sweep() // finds nothing more to do
-	records := testenv.Read(t, w.conf, w.conf.Topics().Subscriptions(), 4)
+	records := w.written(4)
 	if last := records[3]; string(last.Key) != made.ID || last.Value != nil {
 		t.Errorf("the last record is %s = %s, want a tombstone", last.Key, last.Value)
 	}
@@ -130,12 +137,12 @@ func TestTooManyChanges(t *testing.T) {
 	made := mustCreate(t, valid(), s)
 	w.at([]int64{1, 0, 0}, []int64{0, 0, 0}) // the router is behind
 	for n := range 999 {
-		mustChange(t, s, made.ID, subscription.Change{Enabled: p(n%2 == 1)})
+		mustChange(t, s, made.ID, subscription.Change{Enabled: new(n%2 == 1)})
 	}
-	_, err := s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: p(true)})
+	_, err := s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: new(true)})
 	refusedWith(t, err, "too_many_changes")
 	w.at([]int64{1, 0, 0}, []int64{1, 0, 0})
-	if changed := mustChange(t, s, made.ID, subscription.Change{Enabled: p(true)}); len(changed.Rules) != 1 {
+	if changed := mustChange(t, s, made.ID, subscription.Change{Enabled: new(true)}); len(changed.Rules) != 1 {
 		t.Errorf("%d rules when all is routed, want 1", len(changed.Rules))
 	}
 }
@@ -215,5 +222,84 @@ func TestGivesUp(t *testing.T) {
 	w.mu.Unlock()
 	if !errors.Is(err, appointment.ErrUnavailable) {
 		t.Errorf("%v, want ErrUnavailable", err)
+	}
+}
+
+// Who can't find out who writes the table, since the group's coordinator is just
+// being chosen, has done nothing and says so: the command can wait.
+func TestOwnerUnknown(t *testing.T) {
+	w := newWorld(t)
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, webhook.Topics{}.Subscriptions()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	c.ControlKey(int16(kmsg.FindCoordinator), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		resp := req.ResponseKind().(*kmsg.FindCoordinatorResponse)
+		for _, key := range req.(*kmsg.FindCoordinatorRequest).CoordinatorKeys {
+			found := kmsg.NewFindCoordinatorResponseCoordinator()
+			found.Key, found.ErrorCode = key, kerr.CoordinatorNotAvailable.Code
+			resp.Coordinators = append(resp.Coordinators, found)
+		}
+		return resp, nil, true
+	})
+	w.conf = kafka.Config{Brokers: c.ListenAddrs()}
+	_, err = w.start("http://a").Create(deadline(t), meta(), valid())
+	if !errors.Is(err, writer.ErrNotOwner) || !errors.Is(err, appointment.ErrUnavailable) || !errors.Is(err, kerr.CoordinatorNotAvailable) {
+		t.Errorf("got %v, want ErrNotOwner and ErrUnavailable with the cause", err)
+	}
+}
+
+// The positions of a rule are sampled when whoever reads to the table's end
+// already waits for it: else an event behind them could be routed without it.
+func TestRoutersWaitForARuleBeforeItsPositionsAreSampled(t *testing.T) {
+	w := newWorld(t)
+	s := w.start("http://a")
+	mustCreate(t, valid(), s)
+	before, err := s.reg.End(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := registry.New(registry.Config{Kafka: testenv.Options(t, w.conf), Topic: w.conf.Topics().Subscriptions(), Log: testenv.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reading, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- reader.Run(reading) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+
+	w.sampling = make(chan chan struct{})
+	made := make(chan *webhook.Subscription, 1)
+	go func() {
+		sub, err := s.Create(deadline(t), meta(), valid())
+		if err != nil {
+			t.Error(err)
+		}
+		made <- sub
+	}()
+	goOn := <-w.sampling
+	end, err := s.reg.End(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end <= before {
+		t.Errorf("the table ends at %d as before, and a router would not wait", end)
+	}
+	synced := make(chan error, 1)
+	go func() { synced <- reader.Await(deadline(t), 0, end) }()
+	close(goOn)
+	sub := <-made
+	if err := <-synced; err != nil {
+		t.Fatal(err)
+	}
+	if _, there := reader.Get(sub.ID); !there {
+		t.Error("who waited for the end does not know the rule")
 	}
 }

@@ -66,7 +66,7 @@ func New(cfg Config, reg *registry.Registry) (*Service, error) {
 		Kafka: cfg.Kafka, Topic: cfg.Topic, Group: cfg.Group,
 		TransactionalID: cfg.TransactionalID, Advertise: cfg.Advertise, Log: cfg.Log,
 		Begin: func(int32) *batch { return &batch{reg: reg, pending: map[string]*webhook.Subscription{}} },
-		Await: reg.Await, End: reg.End,
+		Await: reg.Await, End: reg.End, Intent: []byte("intent"),
 	})
 	return s, err
 }
@@ -236,6 +236,8 @@ func (s *Service) change(ctx context.Context, m appointment.Meta, id string, ifV
 func (s *Service) put(ctx context.Context, b *batch, sub *webhook.Subscription) ([]*kgo.Record, error) {
 	// Sampled before the record is appended: an event after the answer stands at
 	// or behind these positions, one acknowledged before the command before them.
+	// And sampled after the transaction's intent: a router that finds an event at
+	// or behind them finds the intent too, and waits for this record.
 	ends, err := s.cfg.Ends(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", appointment.ErrUnavailable, err)
@@ -272,8 +274,8 @@ func (s *Service) submit(ctx context.Context, op writer.Op[*batch]) error {
 	switch {
 	case errors.Is(err, writer.ErrNotOwner):
 		url, lookErr := s.group.Owner(ctx, partition, time.Second)
-		if lookErr != nil {
-			return fmt.Errorf("%w: %w", appointment.ErrUnavailable, lookErr)
+		if lookErr != nil { // nothing was done all the same: the caller can look again
+			return fmt.Errorf("%w: %w: %w", appointment.ErrUnavailable, err, lookErr)
 		}
 		if url == "" || url == s.cfg.Advertise {
 			return fmt.Errorf("%w: %w", appointment.ErrUnavailable, err)
@@ -303,6 +305,11 @@ func (s *Service) sweep(ctx context.Context) {
 }
 
 func (s *Service) sweepOnce(ctx context.Context) error {
+	if !slices.ContainsFunc(s.reg.All(), func(e webhook.Registered) bool {
+		return e.Subscription.Deleted || len(e.Subscription.Rules) > 1
+	}) {
+		return nil // there is nothing to look at
+	}
 	// The writer waits for it, and commands wait for the writer.
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()

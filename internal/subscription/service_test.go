@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
 	"github.com/arsmedicatech/webhooks/internal/kafka"
@@ -30,8 +31,17 @@ type world struct {
 
 	mu           sync.Mutex
 	ends, routed []int64
-	down         error         // what Ends and Routed say
-	asked        chan struct{} // if set, gets a value whenever either is asked
+	down         error              // what Ends and Routed say
+	asked        chan struct{}      // if set, gets a value whenever either is asked
+	sampling     chan chan struct{} // if set, Ends hands over what it then waits for
+}
+
+// written returns the records of the first n transactions, which have one each
+// behind their intents.
+func (w *world) written(n int) []*kgo.Record {
+	w.t.Helper()
+	records := testenv.Read(w.t, w.conf, w.conf.Topics().Subscriptions(), 2*n)
+	return slices.DeleteFunc(records, func(r *kgo.Record) bool { return string(r.Key) == "intent" })
 }
 
 func newWorld(t *testing.T) *world {
@@ -78,10 +88,18 @@ func (w *world) start(url string) *instance {
 			return slices.Clone(*of), w.down
 		}
 	}
+	ends := func(ctx context.Context) ([]int64, error) {
+		if w.sampling != nil {
+			goOn := make(chan struct{})
+			w.sampling <- goOn
+			<-goOn
+		}
+		return position(&w.ends)(ctx)
+	}
 	s, err := subscription.New(subscription.Config{
 		Kafka: testenv.Options(w.t, w.conf), Topic: w.conf.Topics().Subscriptions(), Group: w.conf.TopicPrefix + "subscriptions",
 		TransactionalID: w.conf.TopicPrefix + "subscriptions", Advertise: url,
-		Ends: position(&w.ends), Routed: position(&w.routed),
+		Ends: ends, Routed: position(&w.routed),
 		CheckURL: func(u string) error {
 			if !strings.HasPrefix(u, "http") {
 				return errors.New("must be a URL")
@@ -179,8 +197,6 @@ func refusedWith(t *testing.T, err error, code string) {
 	}
 }
 
-func p[T any](v T) *T { return &v }
-
 func TestLife(t *testing.T) {
 	w := newWorld(t)
 	s := w.start("http://a")
@@ -189,14 +205,14 @@ func TestLife(t *testing.T) {
 		t.Errorf("made %+v", made)
 	}
 	off := mustCreate(t, subscription.Create{EventName: "appointment.*", TargetURL: "http://localhost/", Secret: "s"}, s)
-	changed := mustChange(t, s, made.ID, subscription.Change{TargetURL: p("https://example.com/"), Enabled: p(false), IfVersion: 1})
+	changed := mustChange(t, s, made.ID, subscription.Change{TargetURL: new("https://example.com/"), Enabled: new(false), IfVersion: 1})
 	if changed.Version != 2 || changed.TargetURL != "https://example.com/" || changed.Enabled || changed.EventName != made.EventName {
 		t.Errorf("changed %+v", changed)
 	}
-	if same := mustChange(t, s, made.ID, subscription.Change{Enabled: p(false)}); same.Version != 2 {
+	if same := mustChange(t, s, made.ID, subscription.Change{Enabled: new(false)}); same.Version != 2 {
 		t.Errorf("a change of nothing leads to version %d", same.Version)
 	}
-	_, err := s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: p(true), IfVersion: 1})
+	_, err := s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: new(true), IfVersion: 1})
 	refusedWith(t, err, "version_mismatch")
 	refusedWith(t, s.Delete(deadline(t), meta(), made.ID, 1), "version_mismatch")
 	_, err = s.Change(deadline(t), meta(), "webhook_subscription:none", subscription.Change{})
@@ -208,7 +224,7 @@ func TestLife(t *testing.T) {
 		want    []string
 	}{
 		"all": {want: []string{off.ID, made.ID}}, "event": {event: "appointment.*", want: []string{off.ID}},
-		"enabled": {enabled: p(true)}, "disabled": {enabled: p(false), want: []string{off.ID, made.ID}},
+		"enabled": {enabled: new(true)}, "disabled": {enabled: new(false), want: []string{off.ID, made.ID}},
 	} {
 		found, err := s.List(deadline(t), c.event, c.enabled)
 		if err != nil {
@@ -233,7 +249,7 @@ func TestLife(t *testing.T) {
 	_, err = s.Get(deadline(t), made.ID)
 	refusedWith(t, err, "subscription_not_found")
 	refusedWith(t, s.Delete(deadline(t), meta(), made.ID, 0), "subscription_not_found")
-	_, err = s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: p(true)})
+	_, err = s.Change(deadline(t), meta(), made.ID, subscription.Change{Enabled: new(true)})
 	refusedWith(t, err, "subscription_not_found")
 	if found, err := s.List(deadline(t), "", nil); err != nil || len(found) != 1 {
 		t.Errorf("after the deletion: %v, %v", found, err)
@@ -264,8 +280,7 @@ func TestValidation(t *testing.T) {
 			})
 			for _, err := range []error{created, changed} {
 				var fields []string
-				var r *appointment.Refusal
-				if errors.As(err, &r) {
+				if r, ok := errors.AsType[*appointment.Refusal](err); ok {
 					for _, d := range r.Details {
 						fields = append(fields, d.Field)
 					}
@@ -288,11 +303,11 @@ func TestSecretsAreSealed(t *testing.T) {
 	w := newWorld(t)
 	s := w.start("http://a")
 	made := mustCreate(t, valid(), s)
-	mustChange(t, s, made.ID, subscription.Change{Secret: p(secret + "2")})
+	mustChange(t, s, made.ID, subscription.Change{Secret: new(secret + "2")})
 	if err := s.Delete(deadline(t), meta(), made.ID, 0); err != nil {
 		t.Fatal(err)
 	}
-	for i, r := range testenv.Read(t, w.conf, w.conf.Topics().Subscriptions(), 3) {
+	for i, r := range w.written(3) {
 		if strings.Contains(string(r.Value), secret) {
 			t.Errorf("record %d shows the secret", i)
 		}
@@ -319,7 +334,7 @@ func TestIdempotencyKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mustChange(t, s, first.ID, subscription.Change{EventName: p("appointment.*"), TargetURL: p("http://localhost/"), Enabled: p(false)})
+	mustChange(t, s, first.ID, subscription.Change{EventName: new("appointment.*"), TargetURL: new("http://localhost/"), Enabled: new(false)})
 	same := func(a, b *webhook.Subscription) bool {
 		return a.ID == b.ID && a.EventName == b.EventName && a.TargetURL == b.TargetURL && a.Enabled == b.Enabled &&
 			a.Version == b.Version && a.CreatedAt.Equal(b.CreatedAt) && a.UpdatedAt.Equal(b.UpdatedAt)

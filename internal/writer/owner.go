@@ -31,7 +31,7 @@ type owner[B Batch] struct {
 // pending is an operation on its way. Whoever moves taken from false to true
 // decides: the writer, to carry it out, or the caller, to give up on it.
 type pending[B Batch] struct {
-	ctx    context.Context //nolint:containedctx // the caller's, for the time the operation takes
+	ctx    context.Context // the caller's, for the time the operation takes
 	op     Op[B]
 	taken  atomic.Bool
 	answer chan error
@@ -161,6 +161,14 @@ func (o *owner[B]) carryOut(ctx context.Context, client *kgo.Client, ops []*pend
 	// Losing the partition does not interrupt a transaction; its time-out does.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
+	if o.cfg.Intent != nil {
+		if err := o.intend(ctx, client); err != nil {
+			for _, p := range ops {
+				p.answer <- fmt.Errorf("%w: %w", ErrNotOwner, err) // nothing was decided
+			}
+			return err
+		}
+	}
 	var (
 		batch   = o.cfg.Begin(o.partition)
 		answers = make([]error, len(ops))
@@ -177,9 +185,12 @@ func (o *owner[B]) carryOut(ctx context.Context, client *kgo.Client, ops []*pend
 		records = append(records, decided...)
 	}
 	var failed, outcome error
-	if len(records) > 0 {
+	switch {
+	case len(records) > 0:
 		failed, outcome = o.write(ctx, client, batch, records), ErrUnknown
-	} else {
+	case o.cfg.Intent != nil:
+		failed, outcome = o.finish(ctx, client, kgo.TryAbort, o.end), ErrNotOwner
+	default:
 		failed, outcome = o.confirm(ctx), ErrNotOwner
 	}
 	for i, p := range ops {
@@ -223,7 +234,29 @@ func (o *owner[B]) known(ctx context.Context, client *kgo.Client) error {
 	}
 }
 
+// intend begins a transaction with the intent.
+func (o *owner[B]) intend(ctx context.Context, client *kgo.Client) error {
+	return o.begin(ctx, client, []*kgo.Record{{Topic: o.cfg.Topic, Partition: o.partition, Key: o.cfg.Intent}})
+}
+
+// write writes a batch: all of its transaction, or, after an intent, the rest.
 func (o *owner[B]) write(ctx context.Context, client *kgo.Client, batch B, records []*kgo.Record) error {
+	if o.cfg.Intent == nil {
+		if err := o.begin(ctx, client, records); err != nil {
+			return err
+		}
+	} else if err := client.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		return fmt.Errorf("append: %w", err)
+	}
+	if err := o.finish(ctx, client, kgo.TryCommit, records[len(records)-1].Offset); err != nil {
+		return err
+	}
+	return batch.Commit(ctx, records)
+}
+
+// begin begins a transaction with records, which must come to stand where the
+// log is known to end.
+func (o *owner[B]) begin(ctx context.Context, client *kgo.Client, records []*kgo.Record) error {
 	if err := client.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
@@ -238,9 +271,14 @@ func (o *owner[B]) write(ctx context.Context, client *kgo.Client, batch B, recor
 		// Something stands between that was not known when this was decided.
 		return fmt.Errorf("append: the first record stands at %d, not at the known end %d", first, o.end)
 	}
-	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
-		return fmt.Errorf("commit: %w", err)
+	return nil
+}
+
+// finish ends a transaction whose last record stands at the offset.
+func (o *owner[B]) finish(ctx context.Context, client *kgo.Client, how kgo.TransactionEndTry, last int64) error {
+	if err := client.EndTransaction(ctx, how); err != nil {
+		return fmt.Errorf("end transaction: %w", err)
 	}
-	o.end = records[len(records)-1].Offset + 2 // the transaction's marker comes behind it
-	return batch.Commit(ctx, records)
+	o.end = last + 2 // the transaction's marker comes behind it
+	return nil
 }

@@ -2,7 +2,6 @@ package writer_test
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -187,12 +186,4 @@ func deadline(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-func numbers(n int) []string {
-	var all []string
-	for i := range n {
-		all = append(all, fmt.Sprint(i))
-	}
-	return all
 }

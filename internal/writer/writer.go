@@ -58,6 +58,10 @@ type Config[B Batch] struct {
 	TransactionalID string
 	// Advertise is told to the other processes as the owner's address.
 	Advertise string
+	// Intent, if set, is the key of a record without a value that begins each
+	// transaction, before its operations are decided. From then on whoever
+	// reads to the partition's end waits for what they decide.
+	Intent []byte
 	// Begin starts a batch of a partition.
 	Begin func(partition int32) B
 	// Await returns when the partition's state has been folded up to the offset.
