@@ -49,8 +49,7 @@ func execute(args []string) int {
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	if err := parsed.Run(); err != nil {
 		fmt.Fprintf(os.Stderr, "webhooks: %s\n", err)
-		var usage *run.UsageError
-		if errors.As(err, &usage) {
+		if _, ok := errors.AsType[*run.UsageError](err); ok {
 			return 2
 		}
 		return 1

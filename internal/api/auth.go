@@ -54,8 +54,7 @@ func (s *server) signIn(r *http.Request, username, password string) (session.Use
 	from := address(r)
 	try, err := s.cfg.Sessions.Try(ctx, username, from)
 	if err != nil {
-		var tooMany *session.TooManyError
-		if errors.As(err, &tooMany) {
+		if _, ok := errors.AsType[*session.TooManyError](err); ok {
 			s.log(r).WarnContext(ctx, "sign-in refused: too many failed", "from", from)
 		}
 		return session.User{}, "", err

@@ -38,14 +38,14 @@ func (s *server) command(w http.ResponseWriter, r *http.Request, body []byte, do
 			s.succeed(w, r, a)
 			return
 		}
-		var elsewhere *appointment.ElsewhereError
-		if errors.As(err, &elsewhere) {
+		if elsewhere, ok := errors.AsType[*appointment.ElsewhereError](err); ok {
 			if forwarded {
 				s.fail(w, r, misdirected())
 				return
 			}
 			var there *http.Response
-			if there, err = s.pass(r, body, elsewhere.URL, meta.Command); err == nil {
+			there, err = s.pass(r, body, elsewhere.URL, meta.Command) //nolint:bodyclose // send has read and closed it
+			if err == nil {
 				relay(w, there)
 				return
 			}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -103,7 +104,7 @@ func (s *server) send(ctx context.Context, r *http.Request, body []byte, base, c
 	req.Host = r.Host // what the request's origin is compared with
 	answer, err := s.forward.Do(req)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // pass says what was done
+		return nil, err // pass says what was done
 	}
 	defer answer.Body.Close()
 	content, err := io.ReadAll(io.LimitReader(answer.Body, maxRelayed))
@@ -118,9 +119,7 @@ func (s *server) send(ctx context.Context, r *http.Request, body []byte, base, c
 func relay(w http.ResponseWriter, from *http.Response) {
 	dropHops(from.Header)
 	from.Header.Del("Date")
-	for name, values := range from.Header {
-		w.Header()[name] = values // in place of ours, which are the same
-	}
+	maps.Copy(w.Header(), from.Header) // in place of ours, which are the same
 	w.WriteHeader(from.StatusCode)
 	_, _ = io.Copy(w, from.Body) // who went away is not told
 }

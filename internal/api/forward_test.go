@@ -31,7 +31,7 @@ func bare(t *testing.T, wait time.Duration) *server {
 // carry has a server answer a command whose outcome is decided by do.
 func carry(s *server, do func(try int) (answer, error), headers ...string) *httptest.ResponseRecorder {
 	const body = `{"reason":"ill"}`
-	r := httptest.NewRequest("POST", "/api/appointments/appointment%3A1/cancel?x=a%20b", strings.NewReader(body))
+	r := httptest.NewRequest(http.MethodPost, "/api/appointments/appointment%3A1/cancel?x=a%20b", strings.NewReader(body))
 	for i := 0; i < len(headers); i += 2 {
 		r.Header.Set(headers[i], headers[i+1])
 	}
@@ -109,7 +109,7 @@ func TestForwardedAsItCame(t *testing.T) {
 	}
 	got := <-requests
 	h := got.Header
-	if got.Method != "POST" || got.RequestURI != "/api/appointments/appointment%3A1/cancel?x=a%20b" || got.Host != "example.com" || got.content != `{"reason":"ill"}` ||
+	if got.Method != http.MethodPost || got.RequestURI != "/api/appointments/appointment%3A1/cancel?x=a%20b" || got.Host != "example.com" || got.content != `{"reason":"ill"}` ||
 		h.Get("Authorization") != "Bearer t" || h.Get("Cookie") != "session=c" || h.Get("Idempotency-Key") != "k" || h.Get("Content-Type") != "application/json" {
 		t.Errorf("forwarded %s %s to %s with %v and %s", got.Method, got.RequestURI, got.Host, h, got.content)
 	}
@@ -194,7 +194,7 @@ func TestPanicsAreAnswered(t *testing.T) {
 	s := bare(t, time.Minute)
 	w := httptest.NewRecorder()
 	s.recoverPanics(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("secret detail") })).
-		ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+		ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 	if w.Code != 500 || !strings.Contains(w.Body.String(), `"code":"internal_error"`) || strings.Contains(w.Body.String(), "detail") {
 		t.Errorf("answer %d %s", w.Code, w.Body)
 	}

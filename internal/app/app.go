@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
@@ -49,6 +51,7 @@ type Redis struct {
 }
 
 func (r Redis) options() (*redis.Options, error) {
+	logRedis()
 	if r.URL == "" {
 		return nil, errors.New("REDIS_URL is not set: name a Redis, as in REDIS_URL=redis://localhost:6379")
 	}
@@ -59,6 +62,18 @@ func (r Redis) options() (*redis.Options, error) {
 	}
 	return opts, nil
 }
+
+// redisLog takes what the Redis client says of itself. Each call that fails is
+// reported by who made it; this is of interest to who looks for a fault.
+type redisLog struct{}
+
+// Printf implements the client's logger.
+func (redisLog) Printf(ctx context.Context, format string, v ...any) {
+	slog.DebugContext(ctx, fmt.Sprintf(format, v...), "component", "redis")
+}
+
+// logRedis is called before any client is made, for the logger is the package's.
+var logRedis = sync.OnceFunc(func() { redis.SetLogger(redisLog{}) })
 
 // Targets says where webhooks may be sent to.
 type Targets struct {

@@ -46,6 +46,10 @@ type Appointments struct {
 	Listener net.Listener `kong:"-"`
 }
 
+// maxHandover leaves a command that is forwarded, and waits at both ends, time to
+// be answered before the server cuts it off, see run.ListenAndServe.
+const maxHandover = 20 * time.Second
+
 // Common implements run.Program.
 func (a *Appointments) Common() *run.Settings { return &a.Settings }
 
@@ -55,8 +59,8 @@ func (a *Appointments) validate() error {
 		return errors.New("SEALING_KEYS is not set: make a key with webhooks keys new, and give the same to appointments and webhook-sender")
 	case a.UsersFile == "":
 		return errors.New("USERS_FILE is not set: name a JSON file of users, see the README")
-	case a.HandoverWait < 0 || a.HandoverWait > time.Minute:
-		return errors.New("HANDOVER_WAIT must be between 0s and 1m")
+	case a.HandoverWait <= 0 || a.HandoverWait > maxHandover:
+		return fmt.Errorf("HANDOVER_WAIT must be more than 0s and at most %v", maxHandover)
 	case a.TransactionalID == "":
 		return errors.New("TRANSACTIONAL_ID must not be empty")
 	}

@@ -10,6 +10,6 @@ const (
 	defaultRetryAfter  = 15 * time.Minute
 	defaultInFlight    = 1024
 	defaultPerEndpoint = 32
-	defaultDrain       = 12 * time.Second
-	defaultMarkLife    = 7 * 24 * time.Hour
+	defaultDrain       = 15 * time.Second
+	defaultMarkLife    = 8 * 24 * time.Hour
 )

@@ -107,7 +107,7 @@ func TestCreate(t *testing.T) {
 		t.Fatalf("%v, %v", kinds(facts), err)
 	}
 	a := evolve(nil, facts)
-	if a.Type != DefaultType || a.Status != Scheduled || a.Version != 1 || a.CreatedAt != a.UpdatedAt {
+	if a.Type != DefaultType || a.Status != Scheduled || a.Version != 1 || !a.CreatedAt.Equal(a.UpdatedAt) {
 		t.Errorf("made %+v", a)
 	}
 	c := valid()

@@ -1,13 +1,20 @@
 package appointment_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/testenv"
+	"github.com/arsmedicatech/webhooks/internal/writer"
 	"github.com/arsmedicatech/webhooks/pkg/events"
 )
 
@@ -198,6 +205,41 @@ func TestHandOver(t *testing.T) {
 	exactlyOnce(t, start(t, conf, "http://c"), made)
 }
 
+// Who can't find out who owns a calendar, since the group's coordinator is just
+// being chosen, has done nothing and says so: the command can wait.
+func TestOwnerUnknown(t *testing.T) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	c.ControlKey(int16(kmsg.FindCoordinator), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		resp := req.ResponseKind().(*kmsg.FindCoordinatorResponse)
+		resp.ErrorCode = kerr.CoordinatorNotAvailable.Code
+		for _, key := range req.(*kmsg.FindCoordinatorRequest).CoordinatorKeys {
+			found := kmsg.NewFindCoordinatorResponseCoordinator()
+			found.Key, found.ErrorCode = key, kerr.CoordinatorNotAvailable.Code
+			resp.Coordinators = append(resp.Coordinators, found)
+		}
+		return resp, nil, true
+	})
+	conf := kafka.Config{Brokers: c.ListenAddrs()}
+	s, err := appointment.New(appointment.Config{
+		Kafka: testenv.Options(t, conf), Topic: "log", Group: "g", TransactionalID: "a", Advertise: "http://a", Log: testenv.Log(t),
+	}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	defer func() { _ = s.Run(ended) }() // gives back what New took
+	_, err = s.Create(deadline(t), meta(), at("provider:1", "10:00", "10:30"))
+	if !errors.Is(err, writer.ErrNotOwner) || !errors.Is(err, appointment.ErrUnavailable) || !errors.Is(err, kerr.CoordinatorNotAvailable) {
+		t.Errorf("got %v, want ErrNotOwner and ErrUnavailable with the cause", err)
+	}
+}
+
 // Who does not own a calendar says who does.
 func TestNamesTheOwner(t *testing.T) {
 	conf := testenv.Kafka(t, nil)
@@ -207,8 +249,7 @@ func TestNamesTheOwner(t *testing.T) {
 		named := map[string]bool{}
 		err := among(t, both, func(i *instance) error {
 			_, err := i.Create(deadline(t), meta(), c)
-			var elsewhere *appointment.ElsewhereError
-			if errors.As(err, &elsewhere) {
+			if elsewhere, ok := errors.AsType[*appointment.ElsewhereError](err); ok {
 				if elsewhere.URL == i.url {
 					t.Errorf("%s says that the calendar is at %s", i.url, elsewhere.URL)
 				}

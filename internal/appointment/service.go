@@ -301,7 +301,9 @@ func (s *Service) record(b *batch, m Meta, facts []fact) ([]*kgo.Record, error) 
 func (s *Service) elsewhere(ctx context.Context, p int32, cause error) error {
 	url, err := s.group.Owner(ctx, p, time.Second)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		// Nothing was done all the same, as when a group's coordinator is just being
+		// chosen: the caller can look again.
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, cause, err)
 	}
 	if url == "" || url == s.cfg.Advertise {
 		return fmt.Errorf("%w: %w", ErrUnavailable, cause)

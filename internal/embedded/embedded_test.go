@@ -65,7 +65,7 @@ func leaveOpen(dir string) error {
 	return err
 }
 
-func start(t *testing.T, ctx context.Context, dir string) *embedded.Instance {
+func start(ctx context.Context, t *testing.T, dir string) *embedded.Instance {
 	t.Helper()
 	i, err := embedded.Start(ctx, dir, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -82,7 +82,7 @@ func stop(t *testing.T, i *embedded.Instance) {
 }
 
 // values reads committed records up to where the log ends.
-func values(t *testing.T, ctx context.Context, i *embedded.Instance) []string {
+func values(ctx context.Context, t *testing.T, i *embedded.Instance) []string {
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(i.Brokers()...), kgo.ConsumeTopics("t"), kgo.KeepControlRecords(),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
@@ -120,7 +120,7 @@ func deadline(t *testing.T) context.Context {
 
 func TestDataSurvivesARestart(t *testing.T) {
 	ctx, dir := deadline(t), t.TempDir()
-	first := start(t, ctx, dir)
+	first := start(ctx, t, dir)
 	client, err := kgo.NewClient(kgo.SeedBrokers(first.Brokers()...), kgo.DefaultProduceTopic("t"))
 	if err != nil {
 		t.Fatal(err)
@@ -133,21 +133,21 @@ func TestDataSurvivesARestart(t *testing.T) {
 	}
 	client.Close()
 	stop(t, first)
-	second := start(t, ctx, dir)
+	second := start(ctx, t, dir)
 	defer stop(t, second)
-	if got := values(t, ctx, second); strings.Join(got, " ") != "kept" {
+	if got := values(ctx, t, second); strings.Join(got, " ") != "kept" {
 		t.Errorf("got %v", got)
 	}
 }
 
 func TestADirectoryHasOneUser(t *testing.T) {
 	ctx, dir := deadline(t), t.TempDir()
-	first := start(t, ctx, dir)
+	first := start(ctx, t, dir)
 	if _, err := embedded.Start(ctx, dir, slog.New(slog.DiscardHandler)); !errors.Is(err, embedded.ErrInUse) {
 		t.Errorf("got %v, want ErrInUse", err)
 	}
 	stop(t, first)
-	stop(t, start(t, ctx, dir)) // given back
+	stop(t, start(ctx, t, dir)) // given back
 }
 
 // A transaction that was open when the process was killed is aborted, and
@@ -172,16 +172,16 @@ func TestOpenTransactionsEndWithTheProcess(t *testing.T) {
 	if said != "ready\n" || killed != nil {
 		t.Fatalf("the other process said %q, %v, %v", said, err, killed)
 	}
-	i := start(t, ctx, dir)
+	i := start(ctx, t, dir)
 	defer stop(t, i)
-	if got := values(t, ctx, i); strings.Join(got, " ") != "committed" {
+	if got := values(ctx, t, i); strings.Join(got, " ") != "committed" {
 		t.Errorf("got %v", got)
 	}
 }
 
 func TestRedisKeysExpire(t *testing.T) {
 	ctx := deadline(t)
-	i := start(t, ctx, "")
+	i := start(ctx, t, "")
 	defer stop(t, i)
 	opts, err := redis.ParseURL(i.RedisURL())
 	if err != nil {

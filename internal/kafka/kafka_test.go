@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/testenv"
@@ -164,7 +166,44 @@ func (c *cluster) apply(topics []kafka.Topic) []kafka.Change {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	for _, topic := range topics {
+		c.everywhere("has topic "+topic.Name, func(broker *kgo.Broker) bool { return c.has(broker, topic.Name) })
+	}
 	return changes
+}
+
+// everywhere returns when something holds for every broker: they learn of topics
+// and of their configs one after the other.
+func (c *cluster) everywhere(what string, holds func(*kgo.Broker) bool) {
+	c.t.Helper()
+	brokers, err := c.adm.ListBrokers(c.ctx)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	client := testenv.Client(c.t, c.conf)
+	for _, broker := range brokers {
+		for !holds(client.Broker(int(broker.NodeID))) {
+			select {
+			case <-c.ctx.Done():
+				c.t.Fatalf("it never holds for broker %d that it %s", broker.NodeID, what)
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// has says whether a broker knows a topic.
+func (c *cluster) has(broker *kgo.Broker, topic string) bool {
+	c.t.Helper()
+	req := kmsg.NewPtrMetadataRequest()
+	t := kmsg.NewMetadataRequestTopic()
+	t.Topic = &topic
+	req.Topics = append(req.Topics, t)
+	resp, err := req.RequestWith(c.ctx, broker)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return len(resp.Topics) == 1 && resp.Topics[0].ErrorCode == 0
 }
 
 func (c *cluster) config(topic, name string) string {
@@ -176,6 +215,36 @@ func (c *cluster) config(topic, name string) string {
 	for _, config := range all[0].Configs {
 		if config.Key == name {
 			return config.MaybeValue()
+		}
+	}
+	return ""
+}
+
+// set changes a config and returns when every broker knows.
+func (c *cluster) set(topic, name, value string) {
+	c.t.Helper()
+	if _, err := c.adm.AlterTopicConfigs(c.ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: name, Value: &value}}, topic); err != nil {
+		c.t.Fatal(err)
+	}
+	c.everywhere("has "+name+"="+value, func(broker *kgo.Broker) bool { return c.toldBy(broker, topic, name) == value })
+}
+
+// toldBy asks one broker for a config.
+func (c *cluster) toldBy(broker *kgo.Broker, topic, name string) string {
+	c.t.Helper()
+	req := kmsg.NewPtrDescribeConfigsRequest()
+	resource := kmsg.NewDescribeConfigsRequestResource()
+	resource.ResourceType, resource.ResourceName, resource.ConfigNames = kmsg.ConfigResourceTypeTopic, topic, []string{name}
+	req.Resources = append(req.Resources, resource)
+	resp, err := req.RequestWith(c.ctx, broker)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, r := range resp.Resources {
+		for _, config := range r.Configs {
+			if config.Name == name && config.Value != nil {
+				return *config.Value
+			}
 		}
 	}
 	return ""
@@ -216,9 +285,7 @@ func TestApplySetsWhatDiffersAndNeverGrows(t *testing.T) {
 	c := newCluster(t)
 	c.apply(c.wanted(nil))
 	events := c.prefix.Events()
-	if _, err := c.adm.AlterTopicConfigs(c.ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "retention.ms", Value: kadm.StringPtr("1000")}}, events); err != nil {
-		t.Fatal(err)
-	}
+	c.set(events, "retention.ms", "1000")
 	changes := c.apply(c.wanted(nil))
 	want := []kafka.Change{{Topic: events, Action: "retention.ms set from 1000 to -1"}}
 	if !slices.Equal(changes, want) {
@@ -334,9 +401,7 @@ func TestWaitForRefusesPoliciesThatLoseData(t *testing.T) {
 			topics := cl.wanted(nil)
 			cl.apply(topics)
 			topic := c.topic(cl.prefix)
-			if _, err := cl.adm.AlterTopicConfigs(cl.ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: c.config, Value: &c.policy}}, topic); err != nil {
-				t.Fatal(err)
-			}
+			cl.set(topic, c.config, c.policy)
 			err := kafka.WaitFor(cl.ctx, testenv.Client(t, cl.conf), testenv.Log(t), topics)
 			var wrong *kafka.PolicyError
 			if !c.refused {

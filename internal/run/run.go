@@ -88,6 +88,7 @@ func Serve(name string, p Program) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 
+	lazier()
 	log := newLog(os.Stderr, p.Common())
 	slog.SetDefault(log)
 	registry := prometheus.NewRegistry()
@@ -118,8 +119,7 @@ func Serve(name string, p Program) int {
 
 func fail(w io.Writer, name string, err error) int {
 	fmt.Fprintf(w, "%s: %s\n", name, err)
-	var usage *UsageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[*UsageError](err); ok {
 		return exitSettings
 	}
 	return exitFailed
@@ -138,7 +138,7 @@ func newLog(w *os.File, s *Settings) *slog.Logger {
 	_ = level.UnmarshalText([]byte(s.LogLevel)) // one of an enum
 	terminal := isatty.IsTerminal(w.Fd())
 	if s.LogFormat == "text" || s.LogFormat == "auto" && terminal {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly + ".000", NoColor: !terminal}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly + ".000", NoColor: !terminal}))
 	}
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 }
@@ -151,10 +151,15 @@ func adminHandler(metrics prometheus.Gatherer, health *Health) http.Handler {
 	return mux
 }
 
-// ListenAndServe serves HTTP until ctx ends, and lets requests under way end.
+// answerTimeout bounds a request from its head to the last byte of its answer,
+// so that nobody holds a connection by reading slowly.
+const answerTimeout = time.Minute
+
+// ListenAndServe serves HTTP until ctx ends, and lets requests under way end. It
+// cuts off those that take longer than a minute.
 func ListenAndServe(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	server := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: answerTimeout, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)

@@ -7,14 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/arsmedicatech/webhooks/internal/run"
@@ -114,7 +117,7 @@ func TestExitCodes(t *testing.T) {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	res, err := http.Get(url) //nolint:noctx // the test's own server
+	res, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,4 +198,65 @@ func TestHealth(t *testing.T) {
 	if code, body := ask(); code != 200 || body != "ready\n" {
 		t.Errorf("ready: %d %q", code, body)
 	}
+}
+
+// pipes is a listener whose connections are pipes, so that time is virtual.
+type pipes struct {
+	conns chan net.Conn
+	done  chan struct{}
+	close func()
+}
+
+func newPipes() *pipes {
+	p := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+	p.close = sync.OnceFunc(func() { close(p.done) })
+	return p
+}
+
+// Accept implements net.Listener.
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (p *pipes) Close() error { p.close(); return nil }
+
+// Addr implements net.Listener.
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// Who reads an answer too slowly is cut off.
+func TestSlowReadersAreCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, written := newPipes(), make(chan error, 1)
+		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, err := w.Write(make([]byte, 1<<20))
+			written <- err
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- run.ListenAndServe(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+		reader, server := net.Pipe()
+		l.conns <- server
+		if _, err := io.WriteString(reader, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-written:
+			if err == nil {
+				t.Error("the answer was written although nobody has read it")
+			}
+		case <-time.After(time.Hour):
+			t.Error("an hour later the connection is still held")
+		}
+		_ = reader.Close()
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 }

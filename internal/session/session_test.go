@@ -185,8 +185,7 @@ func TestLimit(t *testing.T) {
 	ctx := t.Context()
 	refused := func(name, addr string) bool {
 		_, err := s.Try(ctx, name, addr)
-		var tooMany *TooManyError
-		if errors.As(err, &tooMany) {
+		if tooMany, ok := errors.AsType[*TooManyError](err); ok {
 			if tooMany.Wait <= 0 || tooMany.Wait > 5*time.Minute {
 				t.Errorf("wait of %v", tooMany.Wait)
 			}

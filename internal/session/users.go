@@ -78,8 +78,7 @@ func parseUsers(content []byte) (*Users, error) {
 	dec := json.NewDecoder(bytes.NewReader(content))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&file); err != nil {
-		var wrong *json.UnmarshalTypeError
-		if errors.As(err, &wrong) {
+		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 			name := wrong.Field[strings.LastIndexByte(wrong.Field, '.')+1:] // before it are names of Go's
 			return nil, fmt.Errorf("%s must not be a %s", name, wrong.Value)
 		}

@@ -78,6 +78,10 @@ func TestRefusesWithoutPositions(t *testing.T) {
 	w := newWorld(t)
 	s := w.start("http://a")
 	made := mustCreate(t, valid(), s)
+	gone := mustCreate(t, valid(), s) // gives sweeps something to look at
+	if err := s.Delete(deadline(t), meta(), gone.ID, 0); err != nil {
+		t.Fatal(err)
+	}
 	w.isDown(errors.New("the log is away"))
 	if _, err := s.Create(deadline(t), meta(), valid()); !errors.Is(err, appointment.ErrUnavailable) {
 		t.Errorf("Create: %v, want ErrUnavailable", err)

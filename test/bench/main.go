@@ -46,13 +46,13 @@ func main() {
 }
 
 func where() string {
-	if real() {
+	if onReal() {
 		return "real Kafka and Redis"
 	}
 	return "embedded Kafka and Redis, in this process"
 }
 
-func real() bool { return os.Getenv("KAFKA_BROKERS") != "" && os.Getenv("REDIS_URL") != "" }
+func onReal() bool { return os.Getenv("KAFKA_BROKERS") != "" && os.Getenv("REDIS_URL") != "" }
 
 func cpuModel() string {
 	info, err := os.ReadFile("/proc/cpuinfo")

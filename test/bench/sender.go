@@ -118,7 +118,7 @@ func arrived(ctx context.Context, url string) (int, error) {
 
 // senderService is the service with the defaults of its settings.
 func senderService(w *world) (*app.Sender, error) {
-	if !real() {
+	if !onReal() {
 		return app.NewEmbedded(app.EmbeddedConfig{
 			Kafka: w.conf, RedisURL: w.redisURL, SealingKeys: sealingKey, RetrySchedule: "1s,2s,4s,8s,16s",
 		}).Sender, nil

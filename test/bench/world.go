@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -44,7 +43,7 @@ type world struct {
 func newWorld(ctx context.Context) (*world, error) {
 	w := &world{metrics: prometheus.NewRegistry()}
 	w.conf.TopicPrefix = "b" + uuid.NewString()[:8] + "."
-	if real() {
+	if onReal() {
 		w.conf.Brokers, w.redisURL = strings.Split(os.Getenv("KAFKA_BROKERS"), ","), os.Getenv("REDIS_URL")
 	} else {
 		dir, err := os.MkdirTemp("", "bench-")
@@ -75,7 +74,7 @@ func newWorld(ctx context.Context) (*world, error) {
 	if _, err := kafka.Apply(ctx, w.adm, -1, settings.Topics(w.topics, webhook.DefaultSchedule())); err != nil {
 		return nil, err
 	}
-	if real() {
+	if onReal() {
 		w.clean = append(w.clean, w.deleteTopics)
 	}
 	return w, nil
@@ -103,7 +102,7 @@ func (w *world) close() {
 // env is what a service is given: logs at its default level, which go nowhere.
 func (w *world) env() *run.Env {
 	w.metrics = prometheus.NewRegistry()
-	return &run.Env{Log: slog.New(slog.NewJSONHandler(io.Discard, nil)), Metrics: w.metrics, Health: &run.Health{}}
+	return &run.Env{Log: slog.New(slog.DiscardHandler), Metrics: w.metrics, Health: &run.Health{}}
 }
 
 // counter sums a counter of the running service.

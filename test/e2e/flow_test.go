@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os/exec"
 	"testing"
@@ -47,9 +48,7 @@ func TestFlow(t *testing.T) {
 			"appointment_id": id, "patient_id": "patient:1", "provider_id": provider, "appointment_date": day,
 			"start_time": start, "end_time": end, "appointment_type": "consultation",
 		}
-		for k, v := range more {
-			data[k] = v
-		}
+		maps.Copy(data, more)
 		return data
 	}
 	type want struct {
@@ -65,9 +64,10 @@ func TestFlow(t *testing.T) {
 		{"appointment.created", common(two, "provider:2", "10:00", "10:30", nil)},
 		{"appointment.completed", common(two, "provider:2", "10:00", "10:30", map[string]any{"status": "completed"})},
 	}
-	requests := sink.AwaitN(t, len(wanted))
+	sink.AwaitN(t, len(wanted))
 	d.Drained(t)
-	if requests = sink.Requests(); len(requests) != len(wanted) {
+	requests := sink.Requests()
+	if len(requests) != len(wanted) {
 		t.Fatalf("%d requests arrived, want %d", len(requests), len(wanted))
 	}
 	ids := map[string]bool{}

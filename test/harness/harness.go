@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,7 +149,7 @@ func (d *Deployment) startServices(o Options, env []string) {
 		}
 		for i := range max(n, 0) {
 			id := fmt.Sprintf("%s-%d", name, i)
-			own := append(env[:len(env):len(env)], "INSTANCE_ID="+id)
+			own := append(slices.Clip(env), "INSTANCE_ID="+id)
 			if name == "appointments" {
 				api := freeAddr(d.tb)
 				d.URLs = append(d.URLs, "http://"+api)

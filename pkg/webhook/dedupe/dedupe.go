@@ -29,7 +29,7 @@
 //
 //	bytes = 160 × deliveries per second × MarkLife in seconds
 //
-// which is 0.97 GB for 10 deliveries a second and a week.
+// which is 1.1 GB for 10 deliveries a second and eight days.
 package dedupe
 
 import (
@@ -61,7 +61,7 @@ const EarlyWait = 500 * time.Millisecond
 
 const (
 	defaultLease    = 15 * time.Second
-	defaultMarkLife = 7 * 24 * time.Hour
+	defaultMarkLife = 8 * 24 * time.Hour
 )
 
 // Verdict is the answer to a claim.

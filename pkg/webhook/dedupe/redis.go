@@ -26,7 +26,7 @@ type Config struct {
 	// leave time to record the outcome. Default 15 s.
 	Lease time.Duration
 	// MarkLife is how long a mark is kept after the delivery's latest attempt. It must exceed the time for which Kafka
-	// can hand the delivery out again. Default 7 days.
+	// can hand the delivery out again. Default 8 days.
 	MarkLife time.Duration
 	// Sole promises that no other process sends with these marks, nor did when they were lost: Restore then need not
 	// wait until the claims that were lost with them have ended. For an embedded Redis that dies with its only process.

@@ -3,12 +3,10 @@ package dedupe_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -339,125 +337,6 @@ func TestRefusedWrites(t *testing.T) {
 	}
 	if c, err := s.Claim(t.Context(), "accepted", 1); err != nil || c.Verdict != dedupe.Granted {
 		t.Errorf("another claim: got %+v, %v; want it granted", c, err)
-	}
-}
-
-// gate stops every SET and MGET of m until it is opened.
-func gate(m *miniredis.Miniredis) (entered <-chan string, open func()) {
-	in, out := make(chan string, 1000), make(chan struct{})
-	m.Server().SetPreHook(func(_ *server.Peer, cmd string, _ ...string) bool {
-		if cmd == "SET" || cmd == "MGET" {
-			in <- cmd
-			<-out
-		}
-		return false
-	})
-	return in, sync.OnceFunc(func() { close(out) })
-}
-
-func TestCallsShareRoundTrips(t *testing.T) {
-	const calls = 200
-	m := miniredis.RunT(t)
-	s := openStore(t, options(m))
-	entered, open := gate(m)
-	defer open()
-	var all sync.WaitGroup
-	for i := range calls {
-		all.Go(func() {
-			if c, err := s.Claim(context.Background(), fmt.Sprint(i), 1); err != nil || c.Verdict != dedupe.Granted {
-				t.Errorf("got %+v, %v; want the claim granted", c, err)
-			}
-		})
-		if i < 2 {
-			<-entered // both round trips are under way, and the rest must wait
-		}
-	}
-	for s.Waiting() < calls-2 {
-		time.Sleep(time.Millisecond)
-	}
-	open()
-	all.Wait()
-	reads := 0
-	for range len(entered) {
-		if <-entered == "MGET" {
-			reads++
-		}
-	}
-	if reads > 4 {
-		t.Errorf("%d claims took %d round trips", calls, reads)
-	}
-}
-
-func TestAbandonedClaimIsGivenBack(t *testing.T) {
-	m := miniredis.RunT(t)
-	s := openStore(t, options(m))
-	entered, open := gate(m)
-	defer open()
-	ctx, cancel := context.WithCancel(t.Context())
-	failed := make(chan error)
-	go func() {
-		_, err := s.Claim(ctx, "a", 1)
-		failed <- err
-	}()
-	<-entered
-	cancel()
-	if err := <-failed; !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want the context's error", err)
-	}
-	open()
-	if err := s.Close(); err != nil { // ends the round trip
-		t.Fatal(err)
-	}
-	if keys := m.Keys(); !slices.Equal(keys, []string{"wh:epoch"}) {
-		t.Errorf("there are keys %v, want no claim", keys)
-	}
-}
-
-func TestClose(t *testing.T) {
-	m := miniredis.RunT(t)
-	s := openStore(t, options(m))
-	entered, open := gate(m)
-	defer open()
-	errs := make(chan error)
-	for range 3 {
-		go func() {
-			_, err := s.Claim(context.Background(), uuid.NewString(), 1)
-			errs <- err
-		}()
-	}
-	<-entered
-	<-entered
-	for s.Waiting() < 1 {
-		time.Sleep(time.Millisecond)
-	}
-	closed := make(chan error)
-	go func() { closed <- s.Close() }()
-	if err := <-errs; !errors.Is(err, dedupe.ErrClosed) {
-		t.Errorf("a waiting call got %v, want ErrClosed", err)
-	}
-	open()
-	for range 2 {
-		if err := <-errs; err != nil {
-			t.Errorf("a call under way got %v", err)
-		}
-	}
-	if err := <-closed; err != nil {
-		t.Error(err)
-	}
-	_, claim := s.Claim(t.Context(), "a", 1)
-	for name, err := range map[string]error{
-		"claim":   claim,
-		"settle":  s.Settle(t.Context(), "a", 1, "", dedupe.Delivered),
-		"open":    s.Open(t.Context()),
-		"restore": s.Restore(t.Context(), nothing),
-		"check":   s.Check(t.Context()),
-	} {
-		if !errors.Is(err, dedupe.ErrClosed) {
-			t.Errorf("%s after close: got %v, want ErrClosed", name, err)
-		}
-	}
-	if err := s.Close(); err != nil {
-		t.Errorf("a second close: %v", err)
 	}
 }
 

@@ -80,7 +80,11 @@ func (s *Redis) restore(ctx context.Context, token string, load Load) error {
 	}
 	began := time.Now() // every claim was granted before
 	log := s.cfg.Logger.With("component", "dedupe")
-	log.WarnContext(ctx, "restoring marks that redis has lost")
+	if s.cfg.Sole { // its Redis may well begin empty each time
+		log.InfoContext(ctx, "rebuilding marks from the attempts")
+	} else {
+		log.WarnContext(ctx, "redis has lost its marks: rebuilding them from the attempts; sending waits meanwhile")
+	}
 
 	writer := markWriter{store: s, log: log, logged: began, marks: make(map[string]mark, chunkSize)}
 	err = s.holdLock(ctx, token, func(ctx context.Context) error {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
@@ -22,12 +24,12 @@ var ErrNoOffsets = errors.New("deliveries have been routed before, but the route
 // already must be told: from is "earliest", "latest", a time in RFC 3339, or
 // empty for ErrNoOffsets. Partitions that have a committed offset keep it,
 // unless from is set and it lies before the log's start. It waits while offsets
-// are being committed, another router is just joining, or the group has no
-// coordinator yet.
+// are being committed, another router is just joining, the group has no
+// coordinator yet, or no broker can be reached, of which the client's log tells.
 func Begin(ctx context.Context, adm *kadm.Client, topics webhook.Topics, group, from string) error {
 	for {
 		err := begin(ctx, adm, topics, group, from)
-		if !kerr.IsRetriable(err) && !errors.Is(err, kerr.UnknownMemberID) {
+		if !passing(err) {
 			return err
 		}
 		select {
@@ -36,6 +38,15 @@ func Begin(ctx context.Context, adm *kadm.Client, topics webhook.Topics, group, 
 		case <-time.After(250 * time.Millisecond):
 		}
 	}
+}
+
+// passing says whether the same request can succeed a little later.
+func passing(err error) bool {
+	if kerr.IsRetriable(err) || errors.Is(err, kerr.UnknownMemberID) || kgo.IsRetryableBrokerErr(err) {
+		return true
+	}
+	_, away := errors.AsType[net.Error](err) // a dial that is refused is not retryable to the client
+	return away
 }
 
 func begin(ctx context.Context, adm *kadm.Client, topics webhook.Topics, group, from string) error {

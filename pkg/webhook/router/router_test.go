@@ -5,6 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -260,5 +264,26 @@ func TestLostOffsets(t *testing.T) {
 	defer stop()
 	if b.deliveries(2)[webhook.DeliveryID(e.ID, sub.ID)] == nil {
 		t.Error("the event after the chosen beginning was not routed")
+	}
+}
+
+// A Kafka that can't be reached just when the router wants to begin is waited
+// for, and what is wrong with the settings is not.
+func TestBeginWaitsForKafka(t *testing.T) {
+	const refusals = 3
+	b := newBench(t)
+	var refused atomic.Int32
+	flaky := testenv.Client(t, b.conf, kgo.Dialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if refused.Add(1) <= refusals {
+			return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, network, addr)
+	}), kgo.RequestRetries(0))
+	if err := router.Begin(t.Context(), kadm.NewClient(flaky), b.topics, b.group(), ""); err != nil {
+		t.Errorf("begin: %v", err)
+	}
+	if n := refused.Load(); n <= refusals {
+		t.Errorf("%d dials: the test tried nothing", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -76,7 +77,7 @@ func (b *bench) connect() {
 
 func (b *bench) newClient(more ...kgo.Opt) *kgo.Client {
 	b.t.Helper()
-	client, err := kgo.NewClient(append(append(b.kafka[:len(b.kafka):len(b.kafka)], kgo.ProducerLinger(0)), more...)...)
+	client, err := kgo.NewClient(append(append(slices.Clip(b.kafka), kgo.ProducerLinger(0)), more...)...)
 	if err != nil {
 		b.t.Fatal(err)
 	}

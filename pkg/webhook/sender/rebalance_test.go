@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -40,7 +41,7 @@ func (o *observed) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ tim
 func (o *observed) attach(cfg *sender.Config) {
 	o.Poster, o.synced = cfg.Client, make(chan struct{}, 1000)
 	cfg.Client = o
-	cfg.Kafka = append(cfg.Kafka[:len(cfg.Kafka):len(cfg.Kafka)], kgo.WithHooks(o))
+	cfg.Kafka = append(slices.Clip(cfg.Kafka), kgo.WithHooks(o))
 }
 
 // A second sender joins while requests are under way, some first attempts fail,

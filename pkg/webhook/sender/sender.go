@@ -68,7 +68,7 @@ type Config struct {
 	// Timeout is what a request may take; Claims' lease must be longer. Default
 	// 10 s.
 	Timeout time.Duration
-	// MarkLife is how far back marks are rebuilt from attempts. Default 7 days.
+	// MarkLife is how far back marks are rebuilt from attempts. Default 8 days.
 	MarkLife time.Duration
 	// InFlight and InFlightBytes bound the requests under way and their bodies.
 	// Defaults 1024 and 64 MiB.
@@ -102,7 +102,7 @@ func (c *Config) defaults() {
 	}
 	or(&c.RetryAfterCap, 15*time.Minute)
 	or(&c.Timeout, 10*time.Second)
-	or(&c.MarkLife, 7*24*time.Hour)
+	or(&c.MarkLife, 8*24*time.Hour)
 	or(&c.Drain, 15*time.Second)
 	if c.InFlight == 0 {
 		c.InFlight = 1024
