@@ -88,7 +88,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	defer close(f.stopped)
 	starts, err := f.begin(ctx)
 	if err != nil {
-		return nil //nolint:nilerr // stopped before it began
+		return nil // stopped before it began
 	}
 	f.mu.Lock()
 	f.positions = starts
@@ -202,8 +202,7 @@ func (f *Follower) read(ctx context.Context) error {
 		fetches.EachError(func(topic string, partition int32, err error) {
 			// The client goes on by itself after anything it can recover from;
 			// what it hands over besides is for people to see in its log.
-			var lost *kgo.ErrDataLoss
-			if errors.As(err, &lost) {
+			if _, ok := errors.AsType[*kgo.ErrDataLoss](err); ok {
 				fatal = fmt.Errorf("follow %s[%d]: %w", topic, partition, err)
 			}
 		})
