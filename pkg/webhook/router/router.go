@@ -83,7 +83,8 @@ func (r *Router) join() (*kgo.GroupTransactSession, error) {
 		// Where to begin is decided before (see Begin); never by surprise.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.SessionTimeout(10*time.Second),
+		// Who dies is replaced within this time; the least that Kafka takes by default.
+		kgo.SessionTimeout(6*time.Second),
 		kgo.HeartbeatInterval(time.Second),
 		// Deliveries of a batch are flushed together at its end; lingering would
 		// only add to every event's way.

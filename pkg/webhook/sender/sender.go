@@ -207,7 +207,8 @@ func (s *Sender) options() []kgo.Opt {
 		// Polled records reach their partition before it can be taken away.
 		kgo.BlockRebalanceOnPoll(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.SessionTimeout(10*time.Second),
+		// Who dies is replaced within this time; the least that Kafka takes by default.
+		kgo.SessionTimeout(6*time.Second),
 		kgo.HeartbeatInterval(time.Second),
 		kgo.RebalanceTimeout(60*time.Second), // longer than Drain
 		kgo.FetchMaxBytes(8<<20),
