@@ -32,7 +32,7 @@ func (r *Router) Common() *run.Settings { return &r.Settings }
 func (r *Router) Run(ctx context.Context, env *run.Env) error {
 	id, err := r.Instance.id()
 	opts, optErr := r.Kafka.Options(env.Log)
-	if err := invalid(r.Kafka.Validate(), err, optErr); err != nil {
+	if err := invalid(r.Kafka.Validate(), router.CheckFrom(r.From), err, optErr); err != nil {
 		return err
 	}
 	topics := r.Kafka.Topics()
@@ -66,7 +66,10 @@ func (r *Router) Run(ctx context.Context, env *run.Env) error {
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { return subscriptions.Run(reading) })
+	// Without its table it must not go on.
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	g.Go(func() error { defer end(); return subscriptions.Run(reading) })
 	g.Go(func() error {
 		defer stop()
 		select {

@@ -118,7 +118,10 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error { return subscriptions.Run(reading) })
+	// Without its table it must not go on.
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	g.Go(func() error { defer end(); return subscriptions.Run(reading) })
 	g.Go(func() error { defer stop(); return snd.Run(ctx) })
 	return g.Wait()
 }

@@ -100,6 +100,18 @@ func begin(ctx context.Context, adm *kadm.Client, topics webhook.Topics, group, 
 	return nil
 }
 
+// CheckFrom says what is wrong with Begin's from.
+func CheckFrom(from string) error {
+	switch from {
+	case "", "earliest", "latest":
+		return nil
+	}
+	if _, err := time.Parse(time.RFC3339, from); err != nil {
+		return fmt.Errorf("--from %q is neither earliest, latest nor a time such as 2026-01-31T08:00:00Z", from)
+	}
+	return nil
+}
+
 func hasRecords(ctx context.Context, adm *kadm.Client, topic string) (bool, error) {
 	ends, err := adm.ListEndOffsets(ctx, topic)
 	if err == nil {
@@ -124,10 +136,10 @@ func resolve(ctx context.Context, adm *kadm.Client, topic, from string) (kadm.Li
 	case "latest":
 		at, err = adm.ListEndOffsets(ctx, topic)
 	default:
-		when, parseErr := time.Parse(time.RFC3339, from)
-		if parseErr != nil {
-			return nil, fmt.Errorf("--from %q is neither earliest, latest nor a time such as 2026-01-31T08:00:00Z", from)
+		if err := CheckFrom(from); err != nil {
+			return nil, err
 		}
+		when, _ := time.Parse(time.RFC3339, from) // checked
 		at, err = adm.ListOffsetsAfterMilli(ctx, when.UnixMilli(), topic)
 	}
 	if err == nil {

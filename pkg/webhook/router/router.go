@@ -65,7 +65,10 @@ const (
 	maxPoll = 1000
 	// maxBuffered bounds the bytes of deliveries that the broker has not
 	// acknowledged yet.
-	maxBuffered        = 32 << 20
+	maxBuffered = 32 << 20
+	// maxKept is how large an unreadable record can be and still fit, encoded, into
+	// its dead letter; of a larger one only the position is kept.
+	maxKept            = 512 << 10
 	transactionTimeout = 30 * time.Second
 	commitTimeout      = 20 * time.Second
 )
@@ -80,6 +83,9 @@ func (r *Router) join() (*kgo.GroupTransactSession, error) {
 		kgo.ConsumerGroup(r.cfg.Group),
 		kgo.ConsumeTopics(r.cfg.Topics.Events()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// The log's transactions end in markers. Committed offsets pass them too, so
+		// that who compares them with the log's end sees that all is routed.
+		kgo.KeepControlRecords(),
 		// Where to begin is decided before (see Begin); never by surprise.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -193,6 +199,12 @@ func (r *Router) batch(ctx context.Context, s *kgo.GroupTransactSession, fetches
 	if err != nil {
 		return fmt.Errorf("end transaction: %w", err)
 	}
+	if failed != nil {
+		select { // it comes again at once
+		case <-ctx.Done():
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
 	if committed {
 		r.metrics.batch.Observe(time.Since(began).Seconds())
 	}
@@ -208,7 +220,7 @@ func (r *Router) route(ctx context.Context, s *kgo.GroupTransactSession, fetches
 		err  error
 	)
 	fetches.EachRecord(func(rec *kgo.Record) {
-		if err == nil {
+		if err == nil && !rec.Attrs.IsControl() {
 			err = r.routeOne(rec, func(out *kgo.Record) { s.Produce(ctx, out, sent.Promise()) })
 		}
 	})
@@ -224,7 +236,11 @@ func (r *Router) routeOne(rec *kgo.Record, emit func(*kgo.Record)) error {
 	switch {
 	case err != nil:
 		r.metrics.events.WithLabelValues("unreadable").Inc()
-		dead, encErr := webhook.Unreadable(r.cfg.Topics.DeadLetters(), rec, err, time.Now())
+		kept := rec
+		if len(rec.Value) > maxKept {
+			kept = &kgo.Record{Topic: rec.Topic, Partition: rec.Partition, Offset: rec.Offset}
+		}
+		dead, encErr := webhook.Unreadable(r.cfg.Topics.DeadLetters(), kept, err, time.Now())
 		if encErr != nil {
 			return encErr
 		}

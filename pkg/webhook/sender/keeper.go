@@ -81,12 +81,19 @@ func (k *keeper) resume() {
 	}
 }
 
+// retryEvery is how often Redis is tried while it does not answer.
+const retryEvery = 250 * time.Millisecond
+
 // run mends until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	for k.mend(ctx) {
 		select {
 		case err := <-k.wake:
 			k.log.Error("sending pauses: Redis is needed to send nothing twice", "error", err)
+			// A Redis that can be read but takes no writes looks mended at once.
+			if !sleep(ctx, retryEvery) {
+				return
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -117,7 +124,7 @@ func (k *keeper) mend(ctx context.Context) bool {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(250 * time.Millisecond):
+		case <-time.After(retryEvery):
 		}
 	}
 }

@@ -125,6 +125,12 @@ func (p *partition) run() {
 	defer p.deliveries.Wait()
 	for {
 		r := p.next()
+		if r != nil && r.Attrs.IsControl() {
+			p.tracker.Begin(r)
+			p.tracker.Settle(r.Offset)
+			p.release(r)
+			continue
+		}
 		if r == nil || p.intake.Err() != nil || !p.due(r) {
 			return
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
 )
 
 // load feeds every attempt recorded within the life of a mark to yield. It is
@@ -102,6 +103,9 @@ func (s *Sender) loadOne(r *kgo.Record, yield func(id string, attempt int, outco
 		return nil
 	}
 	a, err := webhook.ParseAttempt(r.Value)
+	if err == nil {
+		err = markable(a)
+	}
 	if err != nil {
 		s.cfg.Log.Error("unreadable attempt passed over", "topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
 		return nil
@@ -110,6 +114,19 @@ func (s *Sender) loadOne(r *kgo.Record, yield func(id string, attempt int, outco
 		return fmt.Errorf("restore the mark of delivery %s: %w", a.DeliveryID, err)
 	}
 	return nil
+}
+
+// markable says why an attempt can't be marked, as one of a newer version may
+// be.
+func markable(a *webhook.Attempt) error {
+	if a.Attempt > dedupe.MaxAttempt {
+		return fmt.Errorf("attempt: more than %d", dedupe.MaxAttempt)
+	}
+	switch a.Outcome {
+	case webhook.Delivered, webhook.Failed, webhook.Dead, webhook.Discarded:
+		return nil
+	}
+	return errors.New("attempt: the outcome is unknown")
 }
 
 // Ready says why the sender can't send just now, or nil.

@@ -203,6 +203,7 @@ func (s *Sender) options() []kgo.Opt {
 		kgo.ConsumeTopics(s.topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // committed offsets pass markers too
 		kgo.DisableAutoCommit(),
 		// Polled records reach their partition before it can be taken away.
 		kgo.BlockRebalanceOnPoll(),
