@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	neturl "net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -104,6 +106,9 @@ func (s *server) send(ctx context.Context, r *http.Request, body []byte, base, c
 	req.Host = r.Host // what the request's origin is compared with
 	answer, err := s.forward.Do(req)
 	if err != nil {
+		if failed, ok := errors.AsType[*neturl.Error](err); ok {
+			err = failed.Err // its text has the path, and so ids
+		}
 		return nil, err // pass says what was done
 	}
 	defer answer.Body.Close()

@@ -328,7 +328,18 @@ func (s *Service) Get(ctx context.Context, id string) (*Appointment, error) {
 	if !ok {
 		return nil, s.missing()
 	}
+	if err := s.current(p); err != nil {
+		return nil, err
+	}
 	return s.parts[p].begin().get(id), nil
+}
+
+// current refuses to answer from a partition that is not folded any further.
+func (s *Service) current(p int32) error {
+	if err := s.parts[p].reason(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
 }
 
 // Filter chooses appointments; an empty field takes all.
@@ -338,10 +349,16 @@ type Filter struct {
 }
 
 // List returns the appointments of the filter that the caller may see, by date
-// and start.
+// and start. Of calendars that can't be folded any further it has what was
+// before, unless it is of one provider.
 func (s *Service) List(ctx context.Context, f Filter, allowed func(*Appointment) bool) ([]*Appointment, error) {
 	if err := s.sync(ctx); err != nil {
 		return nil, err
+	}
+	if f.ProviderID != "" {
+		if err := s.current(events.Partition(f.ProviderID, int32(len(s.parts)))); err != nil {
+			return nil, err
+		}
 	}
 	return s.find(f, allowed), nil
 }
@@ -388,7 +405,11 @@ func (s *Service) Slots(ctx context.Context, providerID, date string, minutes in
 	if err := s.sync(ctx); err != nil {
 		return nil, err
 	}
-	b := s.parts[events.Partition(providerID, int32(len(s.parts)))].begin()
+	p := events.Partition(providerID, int32(len(s.parts)))
+	if err := s.current(p); err != nil {
+		return nil, err
+	}
+	b := s.parts[p].begin()
 	clock := func(m int) string { return fmt.Sprintf("%02d:%02d", m/60, m%60) }
 	free := []Free{}
 	for at := opens; at+minutes <= closes; at += grid {
@@ -408,6 +429,9 @@ func (s *Service) History(ctx context.Context, id string) ([]events.Event, error
 	p, ok := s.locate(id)
 	if !ok {
 		return nil, s.missing()
+	}
+	if err := s.current(p); err != nil {
+		return nil, err
 	}
 	c := s.parts[p]
 	c.mu.RLock()
