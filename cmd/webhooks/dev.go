@@ -25,12 +25,13 @@ import (
 )
 
 type devCmd struct {
-	Listen      string `name:"listen" env:"LISTEN" default:"127.0.0.1:5000" help:"Address of the API. Loopback only: everybody knows the password."`
-	AdminListen string `name:"admin-listen" env:"ADMIN_LISTEN" default:"127.0.0.1:9090" help:"Address of /healthz, /readyz and /metrics."`
-	DataDir     string `name:"data-dir" env:"DATA_DIR" default:".webhooks" type:"path" help:"Directory that keeps everything from one start to the next."`
-	Schedule    string `name:"retry-schedule" env:"RETRY_SCHEDULE" default:"1s,2s,4s,8s,16s" help:"Delays after each failed attempt."`
-	LogLevel    string `name:"log-level" env:"LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"Lowest level that is logged: debug, info, warn or error."`
-	LogFormat   string `name:"log-format" env:"LOG_FORMAT" enum:"auto,text,json" default:"auto" help:"Form of the log: text, json, or auto for text on a terminal and JSON elsewhere."`
+	Listen      string   `name:"listen" env:"LISTEN" default:"127.0.0.1:5000" help:"Address of the API. Loopback only: everybody knows the password."`
+	AdminListen string   `name:"admin-listen" env:"ADMIN_LISTEN" default:"127.0.0.1:9090" help:"Address of /healthz, /readyz and /metrics."`
+	DataDir     string   `name:"data-dir" env:"DATA_DIR" default:".webhooks" type:"path" help:"Directory that keeps everything from one start to the next."`
+	Schedule    string   `name:"retry-schedule" env:"RETRY_SCHEDULE" default:"1s,2s,4s,8s,16s" help:"Delays after each failed attempt."`
+	Origins     []string `name:"cors-origins" env:"CORS_ORIGINS" placeholder:"ORIGIN" help:"Origins of web pages that may use the API with cookies, such as http://localhost:3000; by default none."`
+	LogLevel    string   `name:"log-level" env:"LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"Lowest level that is logged: debug, info, warn or error."`
+	LogFormat   string   `name:"log-format" env:"LOG_FORMAT" enum:"auto,text,json" default:"auto" help:"Form of the log: text, json, or auto for text on a terminal and JSON elsewhere."`
 }
 
 // Common implements run.Program.
@@ -38,11 +39,27 @@ func (c *devCmd) Common() *run.Settings {
 	return &run.Settings{AdminListen: c.AdminListen, LogLevel: c.LogLevel, LogFormat: c.LogFormat}
 }
 
-// Run implements run.Program.
-func (c *devCmd) Run(ctx context.Context, env *run.Env) error {
+// Prepare finds settings that are wrong, and a directory that is in use.
+func (c *devCmd) Prepare() error {
 	if err := loopback(c.Listen); err != nil {
 		return &run.UsageError{Err: err}
 	}
+	if _, err := webhook.ParseSchedule(c.Schedule); err != nil {
+		return &run.UsageError{Err: fmt.Errorf("RETRY_SCHEDULE: %w", err)}
+	}
+	return c.inUse(embedded.Free(c.DataDir))
+}
+
+// inUse explains that another process has the directory.
+func (c *devCmd) inUse(err error) error {
+	if errors.Is(err, embedded.ErrInUse) {
+		return &run.UsageError{Err: fmt.Errorf("%s is in use by another webhooks dev: stop it, or choose another directory with --data-dir", c.DataDir)}
+	}
+	return err
+}
+
+// Run implements run.Program.
+func (c *devCmd) Run(ctx context.Context, env *run.Env) error {
 	schedule, err := webhook.ParseSchedule(c.Schedule)
 	if err != nil {
 		return &run.UsageError{Err: fmt.Errorf("RETRY_SCHEDULE: %w", err)}
@@ -55,10 +72,7 @@ func (c *devCmd) Run(ctx context.Context, env *run.Env) error {
 	instance, err := embedded.Start(ctx, c.DataDir, env.Log)
 	if err != nil {
 		_ = l.Close() // nothing was served
-		if errors.Is(err, embedded.ErrInUse) {
-			return &run.UsageError{Err: fmt.Errorf("%s is in use by another webhooks dev: stop it, or choose another directory with --data-dir", c.DataDir)}
-		}
-		return err
+		return c.inUse(err)
 	}
 	services, err := c.services(ctx, env, instance, schedule)
 	if err == nil {
@@ -100,7 +114,7 @@ func (c *devCmd) services(ctx context.Context, env *run.Env, instance *embedded.
 		return nil, err
 	}
 	return app.NewEmbedded(app.EmbeddedConfig{
-		Kafka: conf, RedisURL: instance.RedisURL(), InstanceID: id, SealingKeys: keys, UsersFile: users, Listen: c.Listen, RetrySchedule: c.Schedule,
+		Kafka: conf, RedisURL: instance.RedisURL(), InstanceID: id, SealingKeys: keys, UsersFile: users, Listen: c.Listen, RetrySchedule: c.Schedule, Origins: c.Origins,
 	}), nil
 }
 

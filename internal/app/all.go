@@ -20,6 +20,8 @@ type EmbeddedConfig struct {
 	Listen      string
 	// RetrySchedule is as in RETRY_SCHEDULE.
 	RetrySchedule string
+	// Origins are as in CORS_ORIGINS.
+	Origins []string
 }
 
 // All is the three services in one process.
@@ -39,7 +41,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 	return &All{
 		Appointments: &Appointments{
 			Kafka: c.Kafka, Redis: redis, Targets: targets, SealingKeys: c.SealingKeys, UsersFile: c.UsersFile,
-			Listen: c.Listen, TransactionalID: c.InstanceID, HandoverWait: defaultHandover,
+			Listen: c.Listen, Origins: c.Origins, TransactionalID: c.InstanceID, HandoverWait: defaultHandover,
 		},
 		Router: &Router{Kafka: c.Kafka, Instance: instance},
 		Sender: &Sender{

@@ -43,6 +43,26 @@ func Start(ctx context.Context, dir string, log *slog.Logger) (*Instance, error)
 	return i, nil
 }
 
+// Free returns ErrInUse if another process works in the directory.
+func Free(dir string) error {
+	path := filepath.Join(dir, "lock")
+	if _, err := os.Stat(path); err != nil {
+		return nil // nobody ever has; Start finds out what else is wrong
+	}
+	lock := flock.New(path)
+	locked, err := lock.TryLock()
+	switch {
+	case err != nil:
+		return fmt.Errorf("lock the data directory: %w", err)
+	case !locked:
+		return ErrInUse
+	}
+	if err := lock.Unlock(); err != nil {
+		return fmt.Errorf("give the data directory back: %w", err)
+	}
+	return nil
+}
+
 func (i *Instance) start(ctx context.Context, dir string, log *slog.Logger) error {
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),

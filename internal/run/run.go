@@ -60,6 +60,10 @@ type Program interface {
 	Run(ctx context.Context, env *Env) error
 }
 
+// preparer is a program with settings that are better found wrong before any
+// port is opened.
+type preparer interface{ Prepare() error }
+
 // Main runs a program and returns its exit code.
 func Main(name, description string, p Program, args []string) int {
 	parser, err := kong.New(p, Options(name, description)...)
@@ -99,6 +103,11 @@ func Serve(name string, p Program) int {
 	admin, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
+	if p, ok := p.(preparer); ok {
+		if err := p.Prepare(); err != nil {
+			return fail(os.Stderr, name, err)
+		}
+	}
 	listener, err := net.Listen("tcp", p.Common().AdminListen)
 	if err != nil {
 		return fail(os.Stderr, name, &UsageError{PortError(err, p.Common().AdminListen, "--admin-listen")})
