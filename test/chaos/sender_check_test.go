@@ -86,7 +86,13 @@ func (c *sendingCheck) run(visits []visit, strikes []strike) []string {
 }
 
 // inFlight says whether the request was, when a process was struck.
-func (v visit) inFlight(s strike) bool { return v.from.Before(s.at) && v.to.Add(settling).After(s.at) }
+func (v visit) inFlight(s strike) bool {
+	end := s.at
+	if s.outage {
+		end = s.until
+	}
+	return v.from.Before(end) && v.to.Add(settling).After(s.at)
+}
 
 func (c *sendingCheck) one(id string, m manner, all []visit, strikes []strike) {
 	arrived := slices.ContainsFunc(all, func(v visit) bool { return v.status == http.StatusOK })
@@ -108,7 +114,7 @@ func (c *sendingCheck) one(id string, m manner, all []visit, strikes []strike) {
 		explained := slices.ContainsFunc(strikes, func(s strike) bool {
 			i := slices.IndexFunc(all[:i], func(o visit) bool { return o.inFlight(s) && v.from.After(s.at) })
 			if i < 0 {
-				woken := s.until.After(s.at) && v.from.After(s.until) && v.from.Before(s.until.Add(settling))
+				woken := !s.outage && s.until.After(s.at) && v.from.After(s.until) && v.from.Before(s.until.Add(settling))
 				if woken {
 					c.of(s).woken++
 				}
@@ -161,7 +167,8 @@ func TestSendingChecker(t *testing.T) {
 	came := func(attempt, from, to, status int) visit {
 		return visit{delivery: "d", attempt: attempt, endpoint: 6, from: at(from), to: at(to), status: status}
 	}
-	struck := strike{"kill", at(5000), at(5000)}
+	struck := strike{by: "kill", at: at(5000), until: at(5000)}
+	outage := strike{by: "broker", at: at(20000), until: at(30000), outage: true}
 	failed, second := came(1, 0, 10, 500), came(2, 100, 110, 200)
 	told := func(attempt int, outcome string) *webhook.Attempt {
 		return &webhook.Attempt{DeliveryID: "d", Attempt: attempt, Outcome: outcome}
@@ -174,6 +181,8 @@ func TestSendingChecker(t *testing.T) {
 	}{
 		"all is well":                  {[]visit{failed, second}, story, ""},
 		"a double of one in flight":    {[]visit{failed, came(2, 4990, 5020, 200), came(2, 9000, 9010, 200)}, story, ""},
+		"a double of one in an outage": {[]visit{failed, came(2, 25000, 25010, 200), came(2, 40000, 40010, 200)}, story, ""},
+		"a double after an outage":     {[]visit{failed, came(2, 35000, 35010, 200), came(2, 40000, 40010, 200)}, story, "not in flight"},
 		"a success came too late":      {[]visit{came(1, 0, 10, 200), second}, story, ""},
 		"a double out of the blue":     {[]visit{failed, second, came(2, 9000, 9010, 200)}, story, "not in flight"},
 		"a double before the strike":   {[]visit{failed, came(2, 4000, 4010, 200), came(2, 4500, 4510, 200)}, story, "not in flight"},
@@ -187,7 +196,7 @@ func TestSendingChecker(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			c := &sendingCheck{deliveries: map[string]int{"d": 6}, attempts: map[string][]*webhook.Attempt{"d": one.attempts}, by: map[string]*struckDown{}}
-			expect(t, c.run(one.visits, []strike{struck}), one.want)
+			expect(t, c.run(one.visits, []strike{struck, outage}), one.want)
 		})
 	}
 	lost := &sendingCheck{deliveries: map[string]int{"d": 8}, attempts: map[string][]*webhook.Attempt{"d": {told(1, webhook.Dead)}}}

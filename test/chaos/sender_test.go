@@ -127,11 +127,14 @@ type visit struct {
 	status   int
 }
 
-// strike is when a process was killed, or stalled until it was woken up, and by
-// which fault.
+// strike is when a process was killed, or stalled until it was woken up, or when
+// the log could not be written, and by which fault.
 type strike struct {
 	by        string
 	at, until time.Time
+	// outage says that what was answered until then could not be written down: who
+	// takes a partition over in the meantime does not know of it.
+	outage bool
 }
 
 // receiver are all endpoints.
@@ -182,10 +185,10 @@ func (s *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *receiver) struck(by string, at, until time.Time) {
+func (s *receiver) struck(st strike) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.strikes = append(s.strikes, strike{by, at, until})
+	s.strikes = append(s.strikes, st)
 }
 
 // faults are those of senders, and of what they stand on.
@@ -202,10 +205,24 @@ func (s *receiver) faults(p *plan, d *harness.Deployment, brokers *address) []fa
 		at := time.Now()
 		struck()
 		p.pace(12*time.Second, 12*time.Second)
-		s.struck(stalled, at, time.Now())
+		s.struck(strike{by: stalled, at: at, until: time.Now()})
 		victim.Resume()
 	}}
-	return append(append([]fault{kill, kill, stall}, s.redis(p)...), p.brokers()...)
+	return append(append([]fault{kill, kill, stall}, s.redis(p)...), s.outages(p.brokers())...)
+}
+
+// outages remembers how long faults kept the log from being written: until the
+// broker was back, and the senders had noticed.
+func (s *receiver) outages(faults []fault) []fault {
+	const noticing = 15 * time.Second
+	for i, f := range faults {
+		faults[i] = fault{f.name, func(struck func(...string)) {
+			at := time.Now()
+			f.strike(struck)
+			s.struck(strike{by: f.name, at: at, until: time.Now().Add(noticing), outage: true})
+		}}
+	}
+	return faults
 }
 
 // noted remembers when a fault that ends a process struck.
@@ -213,7 +230,7 @@ func (s *receiver) noted(f fault) fault {
 	return fault{f.name, func(struck func(...string)) {
 		f.strike(func(keys ...string) {
 			now := time.Now()
-			s.struck(f.name, now, now)
+			s.struck(strike{by: f.name, at: now, until: now})
 			struck(keys...)
 		})
 	}}
