@@ -85,6 +85,9 @@ func TestAppointment(t *testing.T) {
 		history.Events[3].Data.Reason != "ill" || history.Events[3].Data.Status != "cancelled" {
 		t.Errorf("history %s", r.raw)
 	}
+	if strings.Contains(r.raw, "Unknown") { // the name of a Go field, not of one of an event
+		t.Errorf("history %s", r.raw)
+	}
 }
 
 func TestMoves(t *testing.T) {
