@@ -47,7 +47,10 @@ func (o *observed) attach(cfg *sender.Config) {
 // A second sender joins while requests are under way, some first attempts fail,
 // and then the first sender leaves: nothing is lost, nothing is made twice.
 func TestPartitionsMove(t *testing.T) {
-	b := newBench(t, short)
+	// One delay, as no delivery fails twice: a sender that was given only the
+	// topics of further ones would never have anything to do.
+	schedule := short[:1]
+	b := newBench(t, schedule)
 	open, delivered := make(gate), make(chan struct{}, 10_000)
 	var failures atomic.Int64
 	rc := b.receive(func(w http.ResponseWriter, r *http.Request, n int) {
@@ -121,7 +124,7 @@ func TestPartitionsMove(t *testing.T) {
 	}
 	b.wantCount(b.topics.Attempts(), want)
 	b.wantAllCommitted(b.topics.Deliveries())
-	for _, delay := range short {
+	for _, delay := range schedule {
 		b.wantAllCommitted(b.topics.Retry(delay))
 	}
 }
