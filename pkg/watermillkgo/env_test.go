@@ -20,7 +20,7 @@ import (
 // env is one test's Kafka with a topic and a group.
 type env struct {
 	t            *testing.T
-	ctx          context.Context //nolint:containedctx // the test's deadline
+	ctx          context.Context // the test's deadline
 	kafka        kafka.Config
 	opts         []kgo.Opt
 	admin        *kadm.Client

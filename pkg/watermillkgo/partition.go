@@ -27,7 +27,7 @@ type partition struct {
 	n       int32
 	tracker *checkpoint.Tracker
 
-	intake, hard         context.Context //nolint:containedctx // the partition's own life
+	intake, hard         context.Context // the partition's own life
 	stopIntake, stopHard context.CancelFunc
 	// window holds a token for each record that is begun and not acked.
 	window   chan struct{}

@@ -132,7 +132,7 @@ type Subscriber struct {
 	cfg    SubscriberConfig
 	logger watermill.LoggerAdapter
 
-	closing context.Context //nolint:containedctx // the Subscriber's life: ended by Close
+	closing context.Context // the Subscriber's life: ended by Close
 	close   context.CancelFunc
 
 	mu            sync.Mutex // guards Add before Wait

@@ -28,7 +28,7 @@ type subscription struct {
 
 	// intake ends when no message may be handed out any more. hard outlives it by
 	// the drain time: messages' contexts come from it.
-	intake, hard         context.Context //nolint:containedctx // the subscription's own life, set by join
+	intake, hard         context.Context // the subscription's own life, set by join
 	stopIntake, stopHard context.CancelFunc
 
 	// committing is held from looking at what is acked to the answer to its commit:

@@ -20,7 +20,7 @@ type partition struct {
 	tracker *checkpoint.Tracker
 	// intake ends when nothing new may be begun; hard ends when what is under way
 	// has had its time.
-	intake, hard     context.Context //nolint:containedctx // the partition's own life
+	intake, hard     context.Context // the partition's own life
 	stopIntake, kill context.CancelFunc
 	// window holds a token for each record that is begun and not settled.
 	window     chan struct{}

@@ -156,7 +156,7 @@ type Sender struct {
 	committing sync.Mutex
 
 	// work is where deliveries run. It outlives the polling by the drain time.
-	work     context.Context //nolint:containedctx // the second of two contexts, set by Run
+	work     context.Context // the second of two contexts, set by Run
 	workers  sync.WaitGroup
 	mu       sync.Mutex
 	parts    map[topicPartition]*partition
