@@ -51,7 +51,7 @@ func fileOf(topic string) (string, bool) {
 		return eventFile, true
 	case topic == subscriptions:
 		return subscriptionFile, true
-	case topic == "webhooks.deliveries", strings.HasPrefix(topic, "webhooks.retry."):
+	case topic == "webhooks.deliveries", topic == "webhooks.parked", topic == "webhooks.backfill", strings.HasPrefix(topic, "webhooks.retry."):
 		return deliveryFile, true
 	case topic == "webhooks.attempts":
 		return attemptFile, true

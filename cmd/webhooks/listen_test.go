@@ -13,7 +13,7 @@ import (
 func TestReceiver(t *testing.T) {
 	now := time.Date(2026, 9, 1, 12, 0, 0, 0, time.UTC)
 	delivery := &webhook.Delivery{
-		ID: webhook.DeliveryID("e", "s"), EventType: "appointment.created", Attempt: 2, Body: []byte(`{"event":"appointment.created","data":{"a":1}}`),
+		ID: webhook.DeliveryID("e", "s", ""), EventType: "appointment.created", Attempt: 2, Body: []byte(`{"event":"appointment.created","data":{"a":1}}`),
 	}
 	for name, c := range map[string]struct {
 		secret string // the receiver's; requests are signed with "S"

@@ -116,6 +116,9 @@ func TestTopics(t *testing.T) {
 		"x.appointments.events":    {12, "delete", "-1"},
 		"x.webhooks.subscriptions": {1, "compact", ""},
 		"x.webhooks.deliveries":    {12, "delete", "604800000"},
+		"x.webhooks.parked":        {12, "delete", "604800000"},
+		"x.webhooks.backfill":      {12, "delete", "604800000"},
+		"x.webhooks.replays":       {1, "compact", ""},
 		"x.webhooks.retry.1s":      {12, "delete", "604800000"},
 		"x.webhooks.retry.4s":      {12, "delete", "604800000"},
 		"x.webhooks.attempts":      {12, "delete", "2592000000"},
@@ -127,8 +130,8 @@ func TestTopics(t *testing.T) {
 			t.Errorf("%s: got %+v", name, topic)
 		}
 	}
-	if len(got) != 7 {
-		t.Errorf("%d topics, want 7: one of each delay", len(got))
+	if len(got) != 10 {
+		t.Errorf("%d topics, want 10: one of each delay", len(got))
 	}
 }
 
@@ -305,8 +308,8 @@ func TestApplySetsWhatDiffersAndNeverGrows(t *testing.T) {
 			t.Errorf("%+v", change)
 		}
 	}
-	if refused != 5 { // all but the subscriptions, which have one
-		t.Errorf("%d topics were refused, want 5", refused)
+	if refused != 7 { // all but the subscriptions and replays, which have one
+		t.Errorf("%d topics were refused, want 7", refused)
 	}
 	found, err := kadm.NewClient(testenv.Client(t, c.conf)).ListTopics(c.ctx, events)
 	if err != nil || len(found[events].Partitions) != 2 {

@@ -75,6 +75,20 @@ func (s TopicSettings) Topics(names webhook.Topics, schedule webhook.Schedule) [
 			Configs: deleteAfter(s.DeliveryRetention), essential: []string{cleanupPolicy},
 		},
 		{
+			Name: names.Parked(), Partitions: s.Partitions,
+			Configs: deleteAfter(s.DeliveryRetention), essential: []string{cleanupPolicy},
+		},
+		{
+			Name: names.Backfill(), Partitions: s.Partitions,
+			Configs: deleteAfter(s.DeliveryRetention), essential: []string{cleanupPolicy},
+		},
+		// One partition: replays are few, and one router carries them out.
+		{
+			Name: names.Replays(), Partitions: 1,
+			Configs:   map[string]string{cleanupPolicy: "compact"},
+			essential: []string{cleanupPolicy},
+		},
+		{
 			Name: names.Attempts(), Partitions: s.Partitions,
 			Configs: deleteAfter(s.AttemptRetention), essential: []string{cleanupPolicy},
 		},

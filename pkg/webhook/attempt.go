@@ -22,7 +22,8 @@ type Attempt struct {
 	DeliveryID     string    `json:"delivery_id"`
 	SubscriptionID string    `json:"subscription_id"`
 	EventType      string    `json:"event_type"`
-	EventPosition  string    `json:"event_position"`
+	Origin         string    `json:"origin,omitzero"`         // as the delivery's
+	EventPosition  string    `json:"event_position,omitzero"` // a test has none
 	Attempt        int       `json:"attempt"`
 	At             time.Time `json:"at"` // when it began
 	Outcome        string    `json:"outcome"`
@@ -34,6 +35,22 @@ type Attempt struct {
 	Answer string `json:"answer,omitzero"`
 	// NextAttemptAt is when the next attempt is due; failed attempts only.
 	NextAttemptAt *time.Time `json:"next_attempt_at,omitzero"`
+	// Disable asks the appointment service, which alone writes subscriptions, to
+	// disable this one.
+	Disable *Disable `json:"disable,omitzero"`
+}
+
+// Why a subscription is to be disabled, or was.
+const (
+	DisabledGone      = "gone"       // its endpoint answered a last attempt with 410
+	DisabledNoSuccess = "no_success" // nothing has succeeded for too long
+)
+
+// Disable asks for a subscription to be disabled. It is granted if the
+// subscription is still what the sender saw.
+type Disable struct {
+	Reason  string `json:"reason"`  // DisabledGone or DisabledNoSuccess
+	Version int    `json:"version"` // of the subscription
 }
 
 // ParseAttempt reads the value of a record of the attempts topic.
@@ -80,7 +97,8 @@ type DeadDelivery struct {
 	DeliveryID     string        `json:"delivery_id"`
 	SubscriptionID string        `json:"subscription_id"`
 	EventType      string        `json:"event_type"`
-	EventPosition  string        `json:"event_position"`
+	Origin         string        `json:"origin,omitzero"`
+	EventPosition  string        `json:"event_position,omitzero"`
 	Body           string        `json:"body"`
 	Attempts       []PastAttempt `json:"attempts"`
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,7 +20,10 @@ type Delivery struct {
 	ID             string
 	SubscriptionID string
 	EventType      string
-	// Event is where the event stands in the log.
+	// Origin says what made the delivery: empty for the router, which sends an
+	// event as it happens; else one of the words below, a colon and an id.
+	Origin string
+	// Event is where the event stands in the log. A test has none.
 	Event Position
 	// Subscription is where the record of the subscription stands that it was
 	// made from.
@@ -43,7 +47,32 @@ type PastAttempt struct {
 	LatencyMS float64   `json:"latency_ms"`
 }
 
+// What an Origin begins with.
 const (
+	OriginReplay = "replay" // a range of the log, sent again
+	OriginResend = "resend" // one delivery, sent again
+	OriginTest   = "test"   // an example
+)
+
+// OriginOf returns the Origin of a kind with an id.
+func OriginOf(kind, id string) string { return kind + ":" + id }
+
+// Replay returns the id of the replay that made the delivery, or "".
+func (d *Delivery) Replay() string { return d.origin(OriginReplay) }
+
+// Test says whether the delivery is an example.
+func (d *Delivery) Test() bool { return d.origin(OriginTest) != "" }
+
+func (d *Delivery) origin(kind string) string {
+	id, ok := strings.CutPrefix(d.Origin, kind+":")
+	if !ok {
+		return ""
+	}
+	return id
+}
+
+const (
+	headerOrigin       = "origin"
 	headerDelivery     = "delivery_id"
 	headerEventType    = "event_type"
 	headerEvent        = "event_position"
@@ -55,10 +84,15 @@ const (
 
 // DeliveryID derives the id of the delivery of an event to a subscription. It
 // is the same whenever and by whomever it is computed, so that routing an event
-// again cannot make a second delivery; it has the form of a UUID version 4, as
+// again cannot make a second delivery; each replay or resend, which has an
+// origin of its own, makes another. It has the form of a UUID version 4, as
 // receivers were promised.
-func DeliveryID(eventID, subscriptionID string) string {
-	sum := sha256.Sum256([]byte("delivery\x00" + eventID + "\x00" + subscriptionID))
+func DeliveryID(eventID, subscriptionID, origin string) string {
+	name := "delivery\x00" + eventID + "\x00" + subscriptionID
+	if origin != "" {
+		name += "\x00" + origin
+	}
+	sum := sha256.Sum256([]byte(name))
 	var id uuid.UUID
 	copy(id[:], sum[:16])
 	id[6] = id[6]&0x0f | 0x40
@@ -68,13 +102,18 @@ func DeliveryID(eventID, subscriptionID string) string {
 
 // Encode returns the delivery as a record for a topic of deliveries.
 func (d *Delivery) Encode(topic string) (*kgo.Record, error) {
-	headers := make([]kgo.RecordHeader, 0, 7)
+	headers := make([]kgo.RecordHeader, 0, 8)
 	headers = append(headers,
 		kgo.RecordHeader{Key: headerDelivery, Value: []byte(d.ID)},
 		kgo.RecordHeader{Key: headerEventType, Value: []byte(d.EventType)},
-		kgo.RecordHeader{Key: headerEvent, Value: []byte(d.Event.String())},
 		kgo.RecordHeader{Key: headerSubscription, Value: []byte(d.Subscription.String())},
 	)
+	if !d.Test() {
+		headers = append(headers, kgo.RecordHeader{Key: headerEvent, Value: []byte(d.Event.String())})
+	}
+	if d.Origin != "" {
+		headers = append(headers, kgo.RecordHeader{Key: headerOrigin, Value: []byte(d.Origin)})
+	}
 	if d.Attempt > 1 || len(d.History) > 0 {
 		history, err := json.Marshal(d.History)
 		if err != nil {
@@ -107,6 +146,8 @@ func ParseDelivery(r *kgo.Record) (*Delivery, error) {
 			d.ID = string(h.Value)
 		case headerEventType:
 			d.EventType = string(h.Value)
+		case headerOrigin:
+			d.Origin = string(h.Value)
 		case headerEvent:
 			d.Event, e = ParsePosition(string(h.Value))
 			hasEvent = true
@@ -132,7 +173,7 @@ func ParseDelivery(r *kgo.Record) (*Delivery, error) {
 	case err != nil:
 	case len(d.ID) != len(idPlaceholder) || uuid.Validate(d.ID) != nil: // not its other forms
 		fail(errors.New("header delivery_id is not a UUID"))
-	case d.SubscriptionID == "" || d.EventType == "" || !hasEvent || !hasSubscription:
+	case d.SubscriptionID == "" || d.EventType == "" || !hasEvent && !d.Test() || !hasSubscription:
 		fail(errors.New("the key and the headers event_type, event_position and subscription_position are required"))
 	case len(d.Body) == 0:
 		fail(errors.New("the body is empty"))

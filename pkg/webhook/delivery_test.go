@@ -15,12 +15,12 @@ import (
 )
 
 func TestDeliveryIDIsDerivedAndLooksLikeAVersion4UUID(t *testing.T) {
-	a := webhook.DeliveryID("event-1", "sub-1")
-	if a != webhook.DeliveryID("event-1", "sub-1") {
+	a := webhook.DeliveryID("event-1", "sub-1", "")
+	if a != webhook.DeliveryID("event-1", "sub-1", "") {
 		t.Error("the same event and subscription make another id")
 	}
 	seen := map[string]bool{}
-	for _, id := range []string{a, webhook.DeliveryID("event-2", "sub-1"), webhook.DeliveryID("event-1", "sub-2"), webhook.DeliveryID("event-1s", "ub-1")} {
+	for _, id := range []string{a, webhook.DeliveryID("event-2", "sub-1", ""), webhook.DeliveryID("event-1", "sub-2", ""), webhook.DeliveryID("event-1s", "ub-1", ""), webhook.DeliveryID("event-1", "sub-1", "replay:1")} {
 		u, err := uuid.Parse(id)
 		if err != nil || u.Version() != 4 || u.Variant() != uuid.RFC4122 {
 			t.Errorf("%s is no UUID version 4: %v", id, err)
@@ -35,11 +35,19 @@ func TestDeliveryIDIsDerivedAndLooksLikeAVersion4UUID(t *testing.T) {
 func TestDeliverySurvivesItsRecord(t *testing.T) {
 	for name, d := range map[string]webhook.Delivery{
 		"first": {
-			ID: webhook.DeliveryID("e", "s"), SubscriptionID: "s", EventType: events.Created, Attempt: 1,
+			ID: webhook.DeliveryID("e", "s", ""), SubscriptionID: "s", EventType: events.Created, Attempt: 1,
 			Event: webhook.Position{Partition: 3, Offset: 1234}, Subscription: webhook.Position{Offset: 12}, Body: []byte(`{}`),
 		},
+		"replay": {
+			ID: webhook.DeliveryID("e", "s", "replay:r"), SubscriptionID: "s", EventType: events.Created, Origin: "replay:r", Attempt: 1,
+			Event: webhook.Position{Partition: 3, Offset: 1234}, Subscription: webhook.Position{Offset: 12}, Body: []byte(`{}`),
+		},
+		"test": {
+			ID: webhook.DeliveryID("e", "s", "test:t"), SubscriptionID: "s", EventType: events.Created, Origin: "test:t", Attempt: 1,
+			Subscription: webhook.Position{Offset: 12}, Body: []byte(`{}`),
+		},
 		"retry": {
-			ID: webhook.DeliveryID("e", "s"), SubscriptionID: "s", EventType: events.Created, Attempt: 2,
+			ID: webhook.DeliveryID("e", "s", ""), SubscriptionID: "s", EventType: events.Created, Attempt: 2,
 			NotBefore: time.UnixMilli(1_700_000_000_123), Body: []byte(`{}`),
 			History: []webhook.PastAttempt{{Attempt: 1, At: time.Unix(1_700_000_000, 0).UTC(), Status: 500, Error: "status", LatencyMS: 1.5}},
 		},
@@ -62,7 +70,7 @@ func TestDeliverySurvivesItsRecord(t *testing.T) {
 
 func TestUnreadableDeliveries(t *testing.T) {
 	good := func() *kgo.Record {
-		d := webhook.Delivery{ID: webhook.DeliveryID("e", "s"), SubscriptionID: "s", EventType: "x", Attempt: 2, Body: []byte("{}")}
+		d := webhook.Delivery{ID: webhook.DeliveryID("e", "s", ""), SubscriptionID: "s", EventType: "x", Attempt: 2, Body: []byte("{}")}
 		r, err := d.Encode("t")
 		if err != nil {
 			t.Fatal(err)
@@ -124,7 +132,7 @@ func TestPayload(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			id := webhook.DeliveryID("e", "s")
+			id := webhook.DeliveryID("e", "s", "")
 			want := `{"event":"` + kind + `","timestamp":"2026-01-01T12:00:00Z","delivery_id":"` + id + `","data":{` + seven + more.want + `}}`
 			if got := string(p.Body(id)); got != want {
 				t.Errorf("got  %s\nwant %s", got, want)

@@ -15,7 +15,7 @@ import (
 
 // A record is refused, or is a delivery that its own record says again.
 func FuzzParseDelivery(f *testing.F) {
-	id := webhook.DeliveryID("e", "s")
+	id := webhook.DeliveryID("e", "s", "")
 	f.Add([]byte("s"), []byte("{}"), id, "appointment.created", "0/1", "0/2", "2", "1700000000000", `[{"attempt":1,"status":500}]`)
 	f.Add([]byte("s"), []byte("{}"), id, "x", "0/1", "0/2", "1", "-1", `null`)
 	f.Add([]byte(nil), []byte(nil), "", "", "", "/", "", "", "")

@@ -32,7 +32,7 @@ func event(kind, status string) events.Event {
 
 // Text that is hostile to JSON, HTML or to Render itself arrives as it was.
 func TestPayloadKeepsAnyText(t *testing.T) {
-	id := webhook.DeliveryID("e1", subscriptionID)
+	id := webhook.DeliveryID("e1", subscriptionID, "")
 	for _, text := range []string{
 		placeholder, `","delivery_id":"` + placeholder + `"`, "<script>&amp;</script>", "Zoë 医生 😀", "\u2028\u2029", "tab\tquote\"back\\slash", "",
 	} {
@@ -68,7 +68,7 @@ func TestPayloadsOfOneEventDifferInTheIDOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := webhook.DeliveryID("e1", "a"), webhook.DeliveryID("e1", "b")
+	a, b := webhook.DeliveryID("e1", "a", ""), webhook.DeliveryID("e1", "b", "")
 	first := p.Body(a)
 	before := bytes.Clone(first)
 	second := p.Body(b)
@@ -90,7 +90,7 @@ func TestPayloadTellsNoMoreThanTheContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if body := string(p.Body(webhook.DeliveryID("e1", "s"))); strings.Contains(body, "private") {
+	if body := string(p.Body(webhook.DeliveryID("e1", "s", ""))); strings.Contains(body, "private") {
 		t.Errorf("it tells too much: %s", body)
 	}
 }
@@ -148,7 +148,7 @@ func TestAfter(t *testing.T) {
 func TestAttemptSurvivesItsRecord(t *testing.T) {
 	next := time.Date(2026, 9, 1, 12, 0, 1, 44e6, time.UTC)
 	want := webhook.Attempt{
-		DeliveryID: webhook.DeliveryID("e1", subscriptionID), SubscriptionID: subscriptionID, EventType: events.Created,
+		DeliveryID: webhook.DeliveryID("e1", subscriptionID, ""), SubscriptionID: subscriptionID, EventType: events.Created,
 		EventPosition: "3/1234", Attempt: 1, At: next.Add(-time.Second), Outcome: webhook.Failed, Status: 503, Error: "status",
 		LatencyMS: 12.5, Answer: "down", NextAttemptAt: &next,
 	}
@@ -256,7 +256,7 @@ func TestDeadLetters(t *testing.T) {
 	exhausted := webhook.DeadLetter{
 		Reason: webhook.ReasonExhausted, Error: "the last attempt failed: timeout", At: now.UTC(), Source: webhook.SourceOf(r),
 		Delivery: &webhook.DeadDelivery{
-			DeliveryID: webhook.DeliveryID("e1", subscriptionID), SubscriptionID: subscriptionID, EventType: events.Created,
+			DeliveryID: webhook.DeliveryID("e1", subscriptionID, ""), SubscriptionID: subscriptionID, EventType: events.Created,
 			EventPosition: "0/1", Body: "{}", Attempts: []webhook.PastAttempt{{Attempt: 1, At: now.UTC(), Error: "timeout", LatencyMS: 10000}},
 		},
 	}

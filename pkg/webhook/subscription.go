@@ -22,6 +22,11 @@ type Subscription struct {
 	CreatedBy string    `json:"created_by"`
 	UpdatedBy string    `json:"updated_by"`
 	Version   int       `json:"version"` // 1, 2, 3 …
+	// RateLimit bounds the requests to the endpoint; nil does not.
+	RateLimit *RateLimit `json:"rate_limit,omitempty"`
+	// Disabled says why and when the system disabled it; nil if it did not, or if
+	// it has been enabled since.
+	Disabled *Disabled `json:"disabled,omitempty"`
 	// Deleted is set from the deletion until every router has passed it; then
 	// the record itself goes.
 	Deleted bool `json:"deleted,omitempty"`
@@ -31,6 +36,19 @@ type Subscription struct {
 	// Key is the Idempotency-Key that it was made with, for as long as a repeat
 	// is to be answered as the first was.
 	Key *Key `json:"key,omitempty"`
+}
+
+// RateLimit is how many requests an endpoint takes, from all senders together.
+type RateLimit struct {
+	PerSecond int `json:"per_second"` // at least 1
+	// Burst is how many may go out at once after a pause; at least 1.
+	Burst int `json:"burst"`
+}
+
+// Disabled says that the system disabled a subscription.
+type Disabled struct {
+	Reason string    `json:"reason"` // DisabledGone or DisabledNoSuccess
+	At     time.Time `json:"at"`
 }
 
 // Rule is what a subscription matches from a position of the event log on.

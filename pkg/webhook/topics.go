@@ -31,6 +31,15 @@ func (t Topics) Attempts() string { return t.Prefix + "webhooks.attempts" }
 // DeadLetters holds what is given up, and records that could not be read.
 func (t Topics) DeadLetters() string { return t.Prefix + "webhooks.dead-letters" }
 
+// Parked holds deliveries that their endpoint's lane could not take.
+func (t Topics) Parked() string { return t.Prefix + "webhooks.parked" }
+
+// Backfill holds deliveries that somebody asked for: replays, resends and tests.
+func (t Topics) Backfill() string { return t.Prefix + "webhooks.backfill" }
+
+// Replays is the compacted topic of requests to replay, and of their progress.
+func (t Topics) Replays() string { return t.Prefix + "webhooks.replays" }
+
 // Retry holds deliveries that failed and wait for the delay.
 func (t Topics) Retry(delay time.Duration) string {
 	return t.Prefix + "webhooks.retry." + delay.String()

@@ -73,7 +73,7 @@ func (c *routingCheck) saw(d *webhook.Delivery) {
 	case !subscribed:
 		c.fail("a delivery of %v to %s, which nobody made", d.Event, d.SubscriptionID)
 		return
-	case d.ID != webhook.DeliveryID(e.id, d.SubscriptionID):
+	case d.ID != webhook.DeliveryID(e.id, d.SubscriptionID, ""):
 		c.fail("the delivery of %v to %s has the id %s, which is not derived from the two", d.Event, d.SubscriptionID, d.ID)
 	case d.EventType != e.kind:
 		c.fail("the delivery of %v says it is %s, and the event is %s", d.Event, d.EventType, e.kind)
@@ -133,7 +133,7 @@ func TestRoutingChecker(t *testing.T) {
 	log := []routed{{at(0), "e0", events.Created}, {at(5), "e5", events.Created}, {at(9), "e9", events.Cancelled}}
 	rules := map[string][]webhook.Rule{"s": {rule(3, events.Created, true), rule(7, "appointment.*", true), rule(9, "appointment.*", false)}}
 	delivery := func(offset int64, event, kind string) *webhook.Delivery {
-		return &webhook.Delivery{ID: webhook.DeliveryID(event, "s"), SubscriptionID: "s", EventType: kind, Event: at(offset)}
+		return &webhook.Delivery{ID: webhook.DeliveryID(event, "s", ""), SubscriptionID: "s", EventType: kind, Event: at(offset)}
 	}
 	right := delivery(5, "e5", events.Created)
 	for what, one := range map[string]struct {

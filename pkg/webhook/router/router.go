@@ -269,7 +269,7 @@ func (r *Router) routeOne(rec *kgo.Record, emit func(*kgo.Record)) error {
 		return err
 	}
 	for _, m := range matches {
-		id := webhook.DeliveryID(e.ID, m.Subscription.ID)
+		id := webhook.DeliveryID(e.ID, m.Subscription.ID, "")
 		d := webhook.Delivery{
 			ID: id, SubscriptionID: m.Subscription.ID, EventType: e.Type,
 			Event: at, Subscription: m.At, Attempt: 1, Body: payload.Body(id),

@@ -179,7 +179,7 @@ func TestLateRouter(t *testing.T) {
 		t.Fatalf("%d deliveries, want %d", len(found), len(wanted))
 	}
 	for _, w := range wanted {
-		id := webhook.DeliveryID(w.e.ID, w.sub)
+		id := webhook.DeliveryID(w.e.ID, w.sub, "")
 		d := found[id]
 		if d == nil {
 			t.Errorf("no delivery of %s at %s to %s", w.e.Type, w.at, w.sub)
@@ -262,7 +262,7 @@ func TestLostOffsets(t *testing.T) {
 	e, _ := b.event(events.Updated)
 	stop = b.start("a")
 	defer stop()
-	if b.deliveries(2)[webhook.DeliveryID(e.ID, sub.ID)] == nil {
+	if b.deliveries(2)[webhook.DeliveryID(e.ID, sub.ID, "")] == nil {
 		t.Error("the event after the chosen beginning was not routed")
 	}
 }

@@ -186,7 +186,7 @@ func (b *bench) put(s *subscription) {
 }
 
 func newDelivery(s *subscription) *webhook.Delivery {
-	id := webhook.DeliveryID(uuid.NewString(), s.ID)
+	id := webhook.DeliveryID(uuid.NewString(), s.ID, "")
 	return &webhook.Delivery{
 		ID: id, SubscriptionID: s.ID, EventType: "appointment.created", Subscription: s.at, Attempt: 1,
 		Body: fmt.Appendf(nil, `{"event":"appointment.created","delivery_id":%q}`, id),

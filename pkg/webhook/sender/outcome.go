@@ -20,7 +20,7 @@ import (
 func (s *Sender) encode(r *kgo.Record, d *webhook.Delivery, o outcome) (handOver, attempt *kgo.Record, err error) {
 	latency := float64(o.latency.Microseconds()) / 1000
 	a := webhook.Attempt{
-		DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, EventPosition: d.Event.String(),
+		DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin, EventPosition: position(d),
 		Attempt: d.Attempt, At: o.at.UTC(), Outcome: o.kind, Status: o.status, Error: o.err,
 		LatencyMS: latency, Answer: strings.ToValidUTF8(string(o.answer), "\uFFFD"),
 	}
@@ -38,8 +38,8 @@ func (s *Sender) encode(r *kgo.Record, d *webhook.Delivery, o outcome) (handOver
 		dead := webhook.DeadLetter{
 			Reason: webhook.ReasonExhausted, Error: "the last attempt failed: " + o.cause(), At: time.Now().UTC(), Source: webhook.SourceOf(r),
 			Delivery: &webhook.DeadDelivery{
-				DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType,
-				EventPosition: d.Event.String(), Body: string(d.Body), Attempts: history,
+				DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin,
+				EventPosition: position(d), Body: string(d.Body), Attempts: history,
 			},
 		}
 		handOver, err = dead.Encode(s.cfg.Topics.DeadLetters())
@@ -52,6 +52,14 @@ func (s *Sender) encode(r *kgo.Record, d *webhook.Delivery, o outcome) (handOver
 		return nil, nil, fmt.Errorf("encode attempt of delivery %s: %w", d.ID, err)
 	}
 	return handOver, &kgo.Record{Topic: s.cfg.Topics.Attempts(), Key: []byte(d.SubscriptionID), Value: value}, nil
+}
+
+// position is where the delivery's event stands; a test has none.
+func position(d *webhook.Delivery) string {
+	if d.Test() {
+		return ""
+	}
+	return d.Event.String()
 }
 
 // cause says in a few words why an attempt failed.
