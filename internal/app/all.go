@@ -46,7 +46,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 		Router: &Router{Kafka: c.Kafka, Instance: instance},
 		Sender: &Sender{
 			Kafka: c.Kafka, Redis: redis, Retries: retries, Targets: targets, SealingKeys: c.SealingKeys,
-			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint,
+			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint, GiveUpAfter: defaultGiveUpAfter,
 			Drain: defaultDrain, MarkLife: defaultMarkLife, sole: true,
 		},
 	}

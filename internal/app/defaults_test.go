@@ -17,7 +17,7 @@ func TestEmbeddedDefaults(t *testing.T) {
 		fields             []string
 	}{
 		{&Appointments{}, all.Appointments, []string{"HandoverWait"}},
-		{&Sender{}, all.Sender, []string{"Timeout", "RetryAfter", "InFlight", "PerEndpoint", "Drain", "MarkLife"}},
+		{&Sender{}, all.Sender, []string{"Timeout", "RetryAfter", "InFlight", "PerEndpoint", "GiveUpAfter", "Drain", "MarkLife"}},
 	} {
 		parser, err := kong.New(c.settings, run.Options("test", "")...)
 		if err != nil {

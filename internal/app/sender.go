@@ -18,6 +18,7 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/sender"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/standing"
 )
 
 // Sender is the webhook-sender service.
@@ -31,11 +32,16 @@ type Sender struct {
 	Timeout      time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
 	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
 	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
-	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"32" help:"Requests under way to one subscription at most."`
+	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"256" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
+	GiveUpAfter  time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
 	Drain        time.Duration `name:"drain" env:"DRAIN" default:"15s" help:"What requests under way get to end when the process stops."`
 	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"192h" help:"How long Redis remembers a delivery. Longer than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
 	sole         bool          // no other process uses this Redis: the embedded one
 }
+
+// standingLife is how much longer it is remembered since when an endpoint has
+// failed: it may get no delivery for that time.
+const standingLife = 30 * 24 * time.Hour
 
 // Common implements run.Program.
 func (s *Sender) Common() *run.Settings { return &s.Settings }
@@ -48,6 +54,8 @@ func (s *Sender) validate() error {
 		return errors.New("REQUEST_TIMEOUT must be between 1ms and 1m")
 	case s.InFlight < 1 || s.PerEndpoint < 1:
 		return errors.New("IN_FLIGHT and PER_ENDPOINT must be at least 1")
+	case s.GiveUpAfter < time.Minute:
+		return errors.New("GIVE_UP_AFTER must be at least 1m")
 	case s.MarkLife < time.Hour:
 		return errors.New("MARK_LIFE must be at least 1h")
 	}
@@ -83,6 +91,13 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 		return invalid(err)
 	}
 	defer func() { _ = claims.Close() }() // only reads the last answers
+	known, err := standing.New(standing.Config{
+		Redis: redisOpts, Prefix: s.Kafka.TopicPrefix + "es:", Life: s.GiveUpAfter + standingLife,
+	})
+	if err != nil {
+		return invalid(err)
+	}
+	defer func() { _ = known.Close() }() // only reads the last answers
 
 	topics := s.Kafka.Topics()
 	env.Health.Add("sender", func() error { return errors.New("waiting for Kafka and its topics") })
@@ -105,8 +120,8 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	snd, err := sender.New(sender.Config{
 		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
 		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
-		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, Drain: s.Drain,
-		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Client: client, Log: env.Log, Metrics: env.Metrics,
+		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, GiveUpAfter: s.GiveUpAfter, Drain: s.Drain,
+		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Client: client, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {
 		return err

@@ -62,6 +62,17 @@ func (t *Tracker) Committable() (kgo.EpochOffset, bool) {
 	return o, o.Offset > t.done
 }
 
+// Lowest returns the lowest offset that was begun and is not settled, and false
+// if there is none.
+func (t *Tracker) Lowest() (int64, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.open) == 0 {
+		return 0, false
+	}
+	return t.open[0], true
+}
+
 // Committed tells that an offset has been committed.
 func (t *Tracker) Committed(offset int64) {
 	t.mu.Lock()

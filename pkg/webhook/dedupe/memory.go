@@ -86,6 +86,17 @@ func (m *Memory) Settle(ctx context.Context, id string, attempt int, token, outc
 	return nil
 }
 
+// SettleAll does what Redis.SettleAll does.
+func (m *Memory) SettleAll(ctx context.Context, all []Settlement) error {
+	var failed error
+	for _, one := range all {
+		if err := m.Settle(ctx, one.ID, one.Attempt, one.Token, one.Outcome); err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
 // Release does what Redis.Release does.
 func (m *Memory) Release(ctx context.Context, id string, attempt int, token string) error {
 	if err := check(ctx, id, attempt); err != nil {

@@ -56,14 +56,14 @@ func newQueue(maxBatch int) *queue {
 	return q
 }
 
-// put adds r, or reports false when the queue is closed.
-func (q *queue) put(r *request) bool {
+// put adds requests, or reports false when the queue is closed.
+func (q *queue) put(requests ...*request) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return false
 	}
-	q.waiting = append(q.waiting, r)
+	q.waiting = append(q.waiting, requests...)
 	q.filled.Signal()
 	return true
 }

@@ -153,6 +153,40 @@ func (s *Redis) Settle(ctx context.Context, id string, attempt int, token, outco
 	return err
 }
 
+// Settlement is what Settle writes down.
+type Settlement struct {
+	ID      string
+	Attempt int
+	Token   string
+	Outcome string
+}
+
+// SettleAll does what Settle does for each of many, in few round trips. After an error some may be settled; all can be
+// repeated.
+func (s *Redis) SettleAll(ctx context.Context, all []Settlement) error {
+	requests := make([]*request, len(all))
+	for i, one := range all {
+		o, err := parseOutcome(one.Outcome)
+		if err == nil {
+			err = check(ctx, one.ID, one.Attempt)
+		}
+		if err != nil {
+			return err
+		}
+		requests[i] = s.prepare(&request{op: opSettle, id: one.ID, attempt: one.Attempt, token: one.Token, outcome: o})
+	}
+	if !s.queue.put(requests...) {
+		return ErrClosed
+	}
+	var failed error
+	for _, r := range requests {
+		if _, err := s.await(ctx, r); err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
 // Release gives back the claim of an attempt that was not made, so that nobody waits for its lease. It does nothing
 // when the claim is no longer the token's. An error can be ignored: the claim ends with its lease.
 func (s *Redis) Release(ctx context.Context, id string, attempt int, token string) error {
@@ -165,11 +199,20 @@ func (s *Redis) ask(ctx context.Context, r *request) (Claim, error) {
 	if err := check(ctx, r.id, r.attempt); err != nil {
 		return Claim{}, err
 	}
-	r.markKey, r.claimKey = s.keys.mark(r.id), s.keys.claim(r.id, r.attempt)
-	r.done = make(chan struct{})
-	if !s.queue.put(r) {
+	if !s.queue.put(s.prepare(r)) {
 		return Claim{}, ErrClosed
 	}
+	return s.await(ctx, r)
+}
+
+func (s *Redis) prepare(r *request) *request {
+	r.markKey, r.claimKey = s.keys.mark(r.id), s.keys.claim(r.id, r.attempt)
+	r.done = make(chan struct{})
+	return r
+}
+
+// await waits for the answer to a request that is queued.
+func (s *Redis) await(ctx context.Context, r *request) (Claim, error) {
 	select {
 	case <-r.done:
 		return r.claim, r.err

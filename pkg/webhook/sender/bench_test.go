@@ -25,6 +25,7 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/sender"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/standing"
 )
 
 // A sender that has stopped leaves no goroutine behind.
@@ -40,6 +41,7 @@ type bench struct {
 	client   *kgo.Client
 	adm      *kadm.Client
 	claims   sender.Claims
+	standing standing.Memory
 	endpoint endpoint.Config
 	virtual  *network // nil on a real one
 }
@@ -113,7 +115,7 @@ func (b *bench) start(change ...func(*sender.Config)) *running {
 	}
 	cfg := sender.Config{
 		Kafka: b.kafka, Topics: b.topics, Group: b.group(), Schedule: b.schedule,
-		Subscriptions: reg, Claims: b.claims, Client: client, Log: testenv.Log(b.t),
+		Subscriptions: reg, Claims: b.claims, Standing: &b.standing, Client: client, Log: testenv.Log(b.t),
 		Open: func(_, sealed string) (string, error) { return strings.TrimPrefix(sealed, "sealed:"), nil },
 	}
 	for _, c := range change {
@@ -201,6 +203,11 @@ func (b *bench) send(topic string, d *webhook.Delivery) *kgo.Record {
 		b.t.Fatal(err)
 	}
 	return b.produce(r)
+}
+
+// settle marks an attempt as settled.
+func (b *bench) settle(id string, attempt int, outcome string) error {
+	return b.claims.SettleAll(b.t.Context(), []dedupe.Settlement{{ID: id, Attempt: attempt, Outcome: outcome}})
 }
 
 // deliver appends a new delivery.

@@ -31,7 +31,7 @@ func TestTwins(t *testing.T) {
 		})
 		s := b.subscribe(rc.url)
 		d := newDelivery(s)
-		if err := b.claims.Settle(t.Context(), d.ID, 1, "", webhook.Failed); err != nil {
+		if err := b.settle(d.ID, 1, webhook.Failed); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {

@@ -34,29 +34,6 @@ func parse(r *kgo.Record) (*webhook.Delivery, error) {
 	return d, nil
 }
 
-// settle does what a record asks for and returns true once the record is
-// settled: what became of it is acknowledged by Kafka and marked in Redis. It
-// begins nothing after intake has ended, and returns false then; what it has
-// begun it ends, for as long as ctx lasts.
-func (s *Sender) settle(intake, ctx context.Context, r *kgo.Record, delay time.Duration) bool {
-	d, err := parse(r)
-	if err != nil {
-		return s.unreadable(ctx, r, err)
-	}
-	if delay > 0 && time.Until(d.NotBefore) > 0 {
-		return s.goRound(ctx, r, d)
-	}
-	for {
-		done, wait := s.try(intake, ctx, r, d)
-		if done || intake.Err() != nil {
-			return done
-		}
-		if !sleep(intake, wait) {
-			return false
-		}
-	}
-}
-
 // sleep waits, or returns false when ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
@@ -69,75 +46,133 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// try takes one turn at a delivery: its place among the requests under way, the
-// claim, the request, the outcome. When it is not done it says how long to wait
-// before the next turn; the place is given back meanwhile.
-func (s *Sender) try(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery) (done bool, wait time.Duration) {
-	place, err := s.enter(intake, d)
-	if err != nil {
-		return false, 0
-	}
-	defer place.leave()
-	if err := s.keeper.wait(intake); err != nil {
-		return false, 0
-	}
-	claim, err := s.cfg.Claims.Claim(intake, d.ID, d.Attempt)
-	if err != nil {
-		s.claimFailed(intake, err)
-		return false, 0
-	}
-	s.metrics.claims.WithLabelValues(claim.Verdict.String()).Inc()
-	switch claim.Verdict {
-	case dedupe.Settled:
-		return true, 0
-	case dedupe.Busy, dedupe.Early:
-		// Whoever holds it may be dead. It settles nothing; the lease will end.
-		return false, max(claim.Wait, time.Millisecond)
-	}
-	return s.attempt(intake, ctx, r, d, claim, place)
+// lesson is what an attempt says of its endpoint.
+type lesson struct {
+	kind    kind
+	began   time.Time
+	latency time.Duration
+	wait    time.Duration // pausing and refused: how long
 }
 
-// place is what a delivery takes until its endpoint has answered: one in the
-// endpoint's lane, and one among all requests under way. While its outcome is
-// written down it takes only its part of the partition's window, so that a slow
-// log gets large batches instead of few requests.
-type place struct {
-	s     *Sender
-	lane  func() // gives the lane back
-	bytes int64
-	left  bool
+type kind int
+
+const (
+	none       kind = iota // nothing
+	good                   // it takes requests
+	bad                    // it does not take this one
+	overloaded             // it may be given too many
+	pausing                // no request may be made for a while; the delivery is back in hand
+	refused                // somebody else may be at this delivery, which waits
+)
+
+// keeps says whether the delivery stays in its lane.
+func (l lesson) keeps() bool { return l.kind == pausing || l.kind == refused }
+
+// deliver makes an attempt: the claim, the request, the outcome. It begins
+// nothing after the intake has ended; what it has begun it ends.
+func (s *Sender) deliver(j *job) lesson {
+	intake, d := j.p.intake, j.d
+	for {
+		if s.keeper.wait(intake) != nil {
+			return s.giveUp(j)
+		}
+		// The record that the delivery was made from must have been read before the
+		// subscription can be called unknown.
+		if s.cfg.Subscriptions.Await(intake, d.Subscription.Partition, d.Subscription.Offset+1) != nil {
+			return s.giveUp(j)
+		}
+		reg, known := s.cfg.Subscriptions.Get(d.SubscriptionID)
+		why := s.unwanted(d, reg, known)
+		var secret string
+		if why == "" {
+			var err error
+			if secret, err = s.secret(j.lane, reg.Subscription); err != nil {
+				// A setting is wrong, not the endpoint: keep the delivery until it is mended.
+				s.cfg.Log.Error("secret can't be opened; its deliveries wait", "subscription_id", d.SubscriptionID, "error", err)
+				return lesson{kind: pausing, wait: 5 * time.Second}
+			}
+			wait, err := s.ration(intake, j.lane, reg.Subscription)
+			if err != nil {
+				s.claimFailed(intake, err)
+				continue
+			}
+			if wait > 0 {
+				return lesson{kind: pausing, wait: wait}
+			}
+		}
+		claim, err := s.cfg.Claims.Claim(intake, d.ID, d.Attempt)
+		if err != nil {
+			s.claimFailed(intake, err)
+			continue
+		}
+		s.metrics.claims.WithLabelValues(claim.Verdict.String()).Inc()
+		switch claim.Verdict {
+		case dedupe.Settled:
+			s.end(j, true)
+			return lesson{}
+		case dedupe.Busy, dedupe.Early:
+			// Whoever holds it may be dead. It settles nothing; the lease will end.
+			return lesson{kind: refused, wait: max(claim.Wait, time.Millisecond)}
+		}
+		if why != "" {
+			s.record(j, claim, outcome{kind: webhook.Discarded, err: why, at: time.Now()})
+			return lesson{}
+		}
+		// A stall may have eaten the lease: another sender may be at it already.
+		if time.Until(claim.Deadline) < s.cfg.Timeout+margin {
+			// If it fails, the claim ends with its lease.
+			_ = s.cfg.Claims.Release(context.WithoutCancel(intake), d.ID, d.Attempt, claim.Token)
+			continue
+		}
+		return s.attempt(j, reg.Subscription, secret, claim)
+	}
 }
 
-// enter waits for a place.
-func (s *Sender) enter(ctx context.Context, d *webhook.Delivery) (*place, error) {
-	lane, err := s.lanes.enter(ctx, d.SubscriptionID)
-	if err != nil {
-		return nil, err
-	}
-	p := &place{s: s, lane: lane, bytes: min(int64(len(d.Body)), s.cfg.InFlightBytes)}
-	if err := s.slots.Acquire(ctx, 1); err != nil {
-		lane()
-		return nil, err
-	}
-	if err := s.bytes.Acquire(ctx, p.bytes); err != nil {
-		s.slots.Release(1)
-		lane()
-		return nil, err
-	}
-	s.metrics.inFlight.Inc()
-	return p, nil
+// giveUp leaves a delivery to whoever gets its partition next.
+func (s *Sender) giveUp(j *job) lesson {
+	s.end(j, false)
+	return lesson{}
 }
 
-// leave gives the place back; once is enough.
-func (p *place) leave() {
-	if p.left {
-		return
+func (s *Sender) end(j *job, settled bool) {
+	sh := j.p.shard
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.end(j, settled)
+}
+
+// secret opens a subscription's secret; a lane remembers its own.
+func (s *Sender) secret(ln *lane, sub *webhook.Subscription) (string, error) {
+	if o := ln.opened.Load(); o != nil && o.sealed == sub.Secret {
+		return o.secret, nil
 	}
-	p.left = true
-	p.s.metrics.inFlight.Dec()
-	p.s.bytes.Release(p.bytes)
-	p.s.slots.Release(1)
-	p.lane()
+	secret, err := s.cfg.Open(sub.ID, sub.Secret)
+	if err == nil {
+		ln.opened.Store(&opened{sub.Secret, secret})
+	}
+	return secret, err
+}
+
+// rations is how many parts of a second's requests are asked for at a time: few
+// round trips, and not more granted than is soon used.
+const rations = 20
+
+// ration takes one of the requests that a subscription's rate limit grants to
+// all senders together, and returns how long to wait if there is none.
+func (s *Sender) ration(ctx context.Context, ln *lane, sub *webhook.Subscription) (wait time.Duration, err error) {
+	limit := sub.RateLimit
+	if limit == nil {
+		return 0, nil
+	}
+	if ln.takeToken() {
+		return 0, nil
+	}
+	granted, wait, err := s.cfg.Standing.Take(ctx, sub.ID, *limit, max(limit.PerSecond/rations, 1))
+	if err != nil || granted == 0 {
+		return max(wait, time.Millisecond), err
+	}
+	ln.addTokens(granted - 1)
+	return 0, nil
 }
 
 func (s *Sender) claimFailed(ctx context.Context, err error) {
@@ -150,57 +185,70 @@ func (s *Sender) claimFailed(ctx context.Context, err error) {
 // the answer's body to be read and the outcome to be written down.
 const margin = 3 * time.Second
 
-// attempt makes the claimed attempt, or discards the delivery.
-func (s *Sender) attempt(intake, ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim, place *place) (done bool, wait time.Duration) {
-	release := func() {
-		// If it fails, the claim ends with its lease.
-		_ = s.cfg.Claims.Release(context.WithoutCancel(ctx), d.ID, d.Attempt, claim.Token)
-	}
-	// The record that the delivery was made from must have been read before the
-	// subscription can be called unknown.
-	if err := s.cfg.Subscriptions.Await(intake, d.Subscription.Partition, d.Subscription.Offset+1); err != nil {
-		release()
-		return false, 0
-	}
-	reg, known := s.cfg.Subscriptions.Get(d.SubscriptionID)
-	if why := unwanted(reg, known); why != "" {
-		return s.record(ctx, r, d, claim, outcome{kind: webhook.Discarded, err: why, at: time.Now()})
-	}
-	secret, err := s.cfg.Open(reg.Subscription.ID, reg.Subscription.Secret)
-	if err != nil {
-		// A setting is wrong, not the endpoint: keep the delivery until it is mended.
-		s.cfg.Log.Error("secret can't be opened; its deliveries wait", "subscription_id", d.SubscriptionID, "error", err)
-		release()
-		return false, 5 * time.Second
-	}
-	// A stall may have eaten the lease: another sender may be at it already.
-	if time.Until(claim.Deadline) < s.cfg.Timeout+margin {
-		release()
-		return false, 0
-	}
+// attempt makes the claimed attempt.
+func (s *Sender) attempt(j *job, sub *webhook.Subscription, secret string, claim dedupe.Claim) lesson {
 	at := time.Now()
-	if d.Attempt > 1 {
-		s.metrics.lateness.Observe(at.Sub(d.NotBefore).Seconds())
+	if j.d.Attempt > 1 {
+		s.metrics.lateness.Observe(at.Sub(j.d.NotBefore).Seconds())
 	}
-	header := make(http.Header, 9)
-	webhook.Sign(header, secret, d, at)
-	result := s.cfg.Client.Post(ctx, endpoint.Request{URL: reg.Subscription.TargetURL, Header: header, Body: d.Body})
-	place.leave()
-	if ctx.Err() != nil && result.Status == 0 {
+	header := make(http.Header, 10)
+	webhook.Sign(header, secret, j.d, at)
+	result := s.cfg.Client.Post(j.p.hard, endpoint.Request{URL: sub.TargetURL, Header: header, Body: j.d.Body})
+	if j.p.hard.Err() != nil && result.Status == 0 {
 		// Stopped in the middle: nobody knows whether it arrived. The claim stays,
 		// so that it is not tried again before this request is surely over.
-		return false, 0
+		return s.giveUp(j)
 	}
-	return s.record(ctx, r, d, claim, s.judge(d, at, result))
+	o := s.judge(j.d, at, result)
+	o.disable = s.hopeless(j, sub, o)
+	s.record(j, claim, o)
+	return o.lesson()
+}
+
+// hopeless says why the subscription should be disabled, or nil.
+func (s *Sender) hopeless(j *job, sub *webhook.Subscription, o outcome) *webhook.Disable {
+	since, err := s.failingSince(j, o)
+	if err != nil {
+		s.cfg.Log.Debug("how long an endpoint has failed is not known", "subscription_id", sub.ID, "error", err)
+	}
+	switch {
+	case o.kind == webhook.Dead && o.status == http.StatusGone:
+		return &webhook.Disable{Reason: webhook.DisabledGone, Version: sub.Version}
+	case o.kind != webhook.Delivered && !since.IsZero() && o.at.Sub(since) > s.cfg.GiveUpAfter:
+		return &webhook.Disable{Reason: webhook.DisabledNoSuccess, Version: sub.Version}
+	}
+	return nil
+}
+
+// failingSince tells all senders of an endpoint's success or failure, if that is
+// news to this one, and returns since when nothing has succeeded.
+func (s *Sender) failingSince(j *job, o outcome) (time.Time, error) {
+	known := j.lane.failingSince()
+	if known.known && known.since.IsZero() == (o.kind == webhook.Delivered) {
+		return known.since, nil
+	}
+	var since time.Time
+	var err error
+	if o.kind == webhook.Delivered {
+		err = s.cfg.Standing.Succeeded(j.p.hard, j.d.SubscriptionID)
+	} else {
+		since, err = s.cfg.Standing.Failed(j.p.hard, j.d.SubscriptionID, o.at)
+	}
+	if err == nil {
+		j.lane.setFailing(failing{true, since})
+	}
+	return since, err
 }
 
 // unwanted says why a delivery is not to be sent, or "".
-func unwanted(reg webhook.Registered, known bool) string {
+func (s *Sender) unwanted(d *webhook.Delivery, reg webhook.Registered, known bool) string {
 	switch {
 	case !known || reg.Subscription.Deleted:
 		return "subscription_deleted"
 	case !reg.Subscription.Enabled:
 		return "subscription_disabled"
+	case d.Replay() != "" && s.cfg.Cancelled(d.Replay()):
+		return "replay_cancelled"
 	}
 	return ""
 }
@@ -216,6 +264,20 @@ type outcome struct {
 	// of failed attempts: in which retry topic the delivery waits, and till when
 	delay time.Duration
 	due   time.Time
+	// disable asks for the subscription to be disabled; nil does not
+	disable *webhook.Disable
+}
+
+// lesson is what the outcome says of the endpoint.
+func (o outcome) lesson() lesson {
+	l := lesson{kind: bad, began: o.at, latency: o.latency}
+	switch {
+	case o.kind == webhook.Delivered:
+		l.kind = good
+	case o.err != "status", o.status == http.StatusTooManyRequests, o.status >= 500:
+		l.kind = overloaded
+	}
+	return l
 }
 
 // judge is the verdict on an answer.
@@ -242,36 +304,16 @@ func (s *Sender) judge(d *webhook.Delivery, at time.Time, res endpoint.Result) o
 	return o
 }
 
-// record writes an outcome down: first the hand-over, then the attempt, then
-// the mark. Whoever finds the attempt's record so knows that the delivery was
-// handed over, also when Redis has to be rebuilt from it.
-func (s *Sender) record(ctx context.Context, r *kgo.Record, d *webhook.Delivery, claim dedupe.Claim, o outcome) (done bool, wait time.Duration) {
-	handOver, attempt, err := s.encode(r, d, o)
+// record has an outcome written down.
+func (s *Sender) record(j *job, claim dedupe.Claim, o outcome) {
+	handOver, attempt, err := s.encode(j.r, j.d, o)
 	if err != nil {
 		// Can't be with what was parsed; but if it is, it must not block.
-		return s.unreadable(ctx, r, err), 0
+		s.pool.run(func() { s.end(j, s.unreadable(j.p.hard, j.r, err)) })
+		return
 	}
-	for _, rec := range []*kgo.Record{handOver, attempt} {
-		if rec == nil {
-			continue
-		}
-		if err := s.produce(ctx, rec); err != nil {
-			return false, 0
-		}
-	}
-	s.observe(d, o)
-	for {
-		err := s.cfg.Claims.Settle(ctx, d.ID, d.Attempt, claim.Token, o.kind)
-		if err == nil {
-			return true, 0
-		}
-		s.claimFailed(ctx, err)
-		if s.keeper.wait(ctx) != nil {
-			// Out of time. An end is on record, and nobody will read this delivery
-			// again; of a failure the next attempt would wait for its mark.
-			return o.kind != webhook.Failed, 0
-		}
-	}
+	s.observe(j.d, o)
+	s.recorder.add(&note{j, handOver, attempt, &dedupe.Settlement{ID: j.d.ID, Attempt: j.d.Attempt, Token: claim.Token, Outcome: o.kind}})
 }
 
 // produce appends a record and returns once it is acknowledged; it tries for as
@@ -329,17 +371,14 @@ func (s *Sender) bury(ctx context.Context, r *kgo.Record, cause error) error {
 // goRound puts a delivery that its endpoint asked to wait longer back into a
 // retry topic: into the one with the longest delay that fits. It costs no
 // attempt.
-func (s *Sender) goRound(ctx context.Context, r *kgo.Record, d *webhook.Delivery) bool {
-	left := time.Until(d.NotBefore)
+func (s *Sender) goRound(j *job) {
+	left := time.Until(j.d.NotBefore)
 	delay := slices.Min(s.cfg.Schedule)
 	for _, fits := range s.cfg.Schedule {
 		if fits <= left {
 			delay = max(delay, fits)
 		}
 	}
-	rec, err := d.Encode(s.cfg.Topics.Retry(delay))
-	if err != nil {
-		return s.unreadable(ctx, r, err)
-	}
-	return s.produce(ctx, rec) == nil
+	rec := &kgo.Record{Topic: s.cfg.Topics.Retry(delay), Key: j.r.Key, Value: j.r.Value, Headers: j.r.Headers}
+	s.recorder.add(&note{j: j, handOver: rec})
 }

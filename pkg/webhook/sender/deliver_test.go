@@ -125,7 +125,7 @@ func TestKnownAsDelivered(t *testing.T) {
 	first := b.deliver(s) // its arrival says that Redis is open
 	rc.next()
 	known := newDelivery(s)
-	if err := b.claims.Settle(t.Context(), known.ID, 1, "", webhook.Delivered); err != nil {
+	if err := b.settle(known.ID, 1, webhook.Delivered); err != nil {
 		t.Fatal(err)
 	}
 	b.send(b.topics.Deliveries(), known)

@@ -1,47 +1,251 @@
 package sender
 
 import (
-	"context"
-	"sync"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/checkpoint"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
-// lanes bounds the requests under way to each subscription, so that one which
-// hangs can't take all of them.
-type lanes struct {
-	limit int
-	mu    sync.Mutex
-	byID  map[string]*lane
-}
+// class says how urgent a delivery is.
+type class int
 
-// lane exists for as long as somebody uses it or waits for it.
-type lane struct {
-	slots chan struct{}
-	users int
-}
+const (
+	live class = iota // what has just happened, and what one person waits for
+	bulk              // a replay
+	classes
+)
 
-// enter waits for a place in the subscription's lane and returns what gives it
-// back.
-func (l *lanes) enter(ctx context.Context, id string) (leave func(), err error) {
-	l.mu.Lock()
-	ln := l.byID[id]
-	if ln == nil {
-		ln = &lane{slots: make(chan struct{}, l.limit)}
-		l.byID[id] = ln
+func classOf(d *webhook.Delivery) class {
+	if d.Replay() != "" {
+		return bulk
 	}
-	ln.users++
-	l.mu.Unlock()
-	drop := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if ln.users--; ln.users == 0 {
-			delete(l.byID, id)
+	return live
+}
+
+// job is a delivery in hand, from when its record is taken up until it is
+// settled or given up.
+type job struct {
+	p       *partition
+	r       *kgo.Record
+	d       *webhook.Delivery
+	tracker *checkpoint.Tracker // that of its partition, or of its lane's backlog
+	lane    *lane
+	drawn   bool      // from what was parked
+	counted bool      // among what its lane holds
+	busy    bool      // under way: it can't just be given up
+	since   time.Time // it waits in its lane
+	// ended is set when how the delivery ended is on record: it may be committed
+	// even if Redis never learns of it.
+	ended atomic.Bool
+}
+
+// lane is one subscription's share of the sender. Its shard's lock guards it.
+//
+// A lane holds a bounded number of waiting deliveries. What it can't hold, or
+// has held for too long, is parked: it leaves its topic for that of parked
+// deliveries, and is drawn from there as fast as the endpoint takes it. While
+// anything of a class is parked, new deliveries and due retries of it park
+// behind.
+type lane struct {
+	sh *shard
+	id string
+
+	fresh, retries, bulk []*job // wait for their turn
+	held                 [classes]int
+	running              int
+	bulkRunning          int
+	turn                 uint // counts what was picked
+	backlogs             [classes]backlog
+
+	pace   pace
+	tokens int       // requests that the rate limit has granted
+	paused time.Time // nothing is begun before
+	wakes  bool      // something will start the lane again
+	idle   time.Time // since when there is nothing to do
+
+	failing failing
+	opened  atomic.Pointer[opened]
+
+	lined bool // the lock of slots guards it
+}
+
+// opened is a subscription's secret, as long as it stays the same.
+type opened struct{ sealed, secret string }
+
+// failing is what is known of how long an endpoint has failed.
+type failing struct {
+	known bool
+	since time.Time // zero if it does not fail
+}
+
+// backlog is what is parked of a lane's class. Its records' offsets ascend: those
+// that were drawn, then those from `from` on, which are still to be drawn.
+type backlog struct {
+	leaving int                 // on their way to the topic
+	written int64               // after the last that is known to be in the topic
+	drawn   int                 // in memory, waiting for their turn
+	behind  int                 // seen in the topic and not drawn
+	from    int64               // where the first of them is, or may be
+	tracker *checkpoint.Tracker // of those drawn
+}
+
+// parked says whether anything is parked, given how far the topic has been seen.
+func (b *backlog) parked(seen int64) bool {
+	return b.leaving > 0 || b.drawn > 0 || b.behind > 0 || b.written > seen
+}
+
+// lowest returns the lowest offset that is not settled, and false if all are.
+func (b *backlog) lowest() (int64, bool) {
+	if b.tracker != nil {
+		if at, ok := b.tracker.Lowest(); ok {
+			return at, true
 		}
 	}
-	select {
-	case ln.slots <- struct{}{}:
-		return func() { <-ln.slots; drop() }, nil
-	case <-ctx.Done():
-		drop()
-		return nil, context.Cause(ctx)
+	return b.from, b.behind > 0
+}
+
+func (ln *lane) queue(j *job) *[]*job {
+	switch {
+	case classOf(j.d) == bulk:
+		return &ln.bulk
+	case j.d.Attempt > 1 && !j.drawn:
+		return &ln.retries
 	}
+	return &ln.fresh
+}
+
+func (ln *lane) queues() []*[]*job { return []*[]*job{&ln.fresh, &ln.retries, &ln.bulk} }
+
+// push adds a delivery that waits for its turn.
+func (ln *lane) push(j *job) {
+	j.since = time.Now()
+	q := ln.queue(j)
+	*q = append(*q, j)
+}
+
+// pushBack returns a delivery whose turn it was to the head.
+func (ln *lane) pushBack(j *job) {
+	q := ln.queue(j)
+	*q = slices.Insert(*q, 0, j)
+}
+
+func (ln *lane) waiting() bool { return len(ln.fresh)+len(ln.retries)+len(ln.bulk) > 0 }
+
+// Deliveries of lower urgency get every so many-th turn, so that none starves.
+const (
+	retryTurn = 4
+	bulkTurn  = 16
+)
+
+// pick returns the delivery whose turn it is; the lane is ready.
+func (ln *lane) pick() *job {
+	order := [...]*[]*job{&ln.fresh, &ln.retries, &ln.bulk}
+	switch {
+	case ln.turn%bulkTurn == bulkTurn-1:
+		order[0], order[1], order[2] = order[2], order[0], order[1]
+	case ln.turn%retryTurn == retryTurn-1:
+		order[0], order[1] = order[1], order[0]
+	}
+	for _, q := range order {
+		if len(*q) == 0 || q == &ln.bulk && !ln.roomForBulk() {
+			continue
+		}
+		j := (*q)[0]
+		(*q)[0] = nil
+		*q = (*q)[1:]
+		ln.turn++
+		return j
+	}
+	return nil
+}
+
+// roomForBulk says whether one more replayed delivery may be under way: they
+// leave half of the endpoint to what is live.
+func (ln *lane) roomForBulk() bool {
+	return ln.bulkRunning == 0 || 2*ln.bulkRunning < int(ln.pace.limit)
+}
+
+// ready says whether a delivery may begin now. If nothing but time keeps the
+// lane from it, it will be started again.
+func (ln *lane) ready(now time.Time) bool {
+	if len(ln.fresh)+len(ln.retries) == 0 && (len(ln.bulk) == 0 || !ln.roomForBulk()) {
+		return false
+	}
+	n, again := ln.pace.allowed(now)
+	if again.Before(ln.paused) {
+		again = ln.paused
+	}
+	if now.Before(again) {
+		ln.wake(again)
+		return false
+	}
+	return ln.running < n
+}
+
+// begin returns the delivery whose turn it is; the lane is ready.
+func (ln *lane) begin() *job {
+	j := ln.pick()
+	c := classOf(j.d)
+	if j.drawn {
+		ln.backlogs[c].drawn--
+		ln.sh.draw(ln, c)
+	}
+	j.busy = true
+	ln.running++
+	if c == bulk {
+		ln.bulkRunning++
+	}
+	return j
+}
+
+// wake starts the lane again at that time.
+func (ln *lane) wake(at time.Time) {
+	if ln.wakes {
+		return
+	}
+	ln.wakes = true
+	ln.sh.at(at, func() { ln.wakes = false; ln.sh.start(ln) })
+}
+
+// full says whether as many requests are under way as the endpoint may have.
+func (ln *lane) full() bool { return ln.running >= int(ln.pace.limit) }
+
+// used says whether the lane has anything in hand.
+func (ln *lane) used() bool {
+	return ln.running > 0 || ln.held[live]+ln.held[bulk] > 0 || ln.waiting() || ln.wakes ||
+		ln.backlogs[live].parked(ln.sh.seen) || ln.backlogs[bulk].parked(ln.sh.seen)
+}
+
+// takeToken takes one of the requests that the rate limit has granted.
+func (ln *lane) takeToken() bool {
+	ln.sh.mu.Lock()
+	defer ln.sh.mu.Unlock()
+	if ln.tokens == 0 {
+		return false
+	}
+	ln.tokens--
+	return true
+}
+
+func (ln *lane) addTokens(n int) {
+	ln.sh.mu.Lock()
+	defer ln.sh.mu.Unlock()
+	ln.tokens += n
+}
+
+func (ln *lane) failingSince() failing {
+	ln.sh.mu.Lock()
+	defer ln.sh.mu.Unlock()
+	return ln.failing
+}
+
+func (ln *lane) setFailing(f failing) {
+	ln.sh.mu.Lock()
+	defer ln.sh.mu.Unlock()
+	ln.failing = f
 }

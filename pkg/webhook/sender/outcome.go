@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -23,6 +22,7 @@ func (s *Sender) encode(r *kgo.Record, d *webhook.Delivery, o outcome) (handOver
 		DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin, EventPosition: position(d),
 		Attempt: d.Attempt, At: o.at.UTC(), Outcome: o.kind, Status: o.status, Error: o.err,
 		LatencyMS: latency, Answer: strings.ToValidUTF8(string(o.answer), "\uFFFD"),
+		Disable: o.disable,
 	}
 	history := append(slices.Clone(d.History), webhook.PastAttempt{
 		Attempt: d.Attempt, At: o.at.UTC(), Status: o.status, Error: o.err, LatencyMS: latency,
@@ -95,9 +95,21 @@ type metrics struct {
 	lateness   prometheus.Histogram
 	expired    prometheus.Gauge
 	unreadable prometheus.Counter
+	parked     prometheus.Counter
+	lanes      prometheus.Gauge
+	alone      prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer, held *atomic.Int64) *metrics {
+// broken counts an endpoint that is left alone from now on, or no more.
+func (m *metrics) broken(now bool) {
+	if now {
+		m.alone.Inc()
+	} else {
+		m.alone.Dec()
+	}
+}
+
+func newMetrics(reg prometheus.Registerer, held func() int64) *metrics {
 	m := &metrics{
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "webhooks_delivery_attempts_total",
@@ -117,11 +129,17 @@ func newMetrics(reg prometheus.Registerer, held *atomic.Int64) *metrics {
 			Name: "webhooks_deliveries_expired", Help: "Deliveries that Kafka has deleted and no sender has settled, as of the last look; anything but 0 is an alarm."}),
 		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "webhooks_delivery_unreadable_total", Help: "Records that were no deliveries and became dead letters."}),
+		parked: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "webhooks_deliveries_parked_total", Help: "Deliveries that their endpoint's lane could not hold, or held for too long, and that were parked."}),
+		lanes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "webhooks_lanes", Help: "Endpoints that this sender has delivered to lately."}),
+		alone: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "webhooks_endpoints_left_alone", Help: "Endpoints that fail and fail, and get a single request from time to time."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.lateness, m.expired, m.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.lateness, m.expired, m.unreadable, m.parked, m.lanes, m.alone, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_deliveries_held_bytes", Help: "Bytes of the records that are read and not settled.",
-		}, func() float64 { return float64(held.Load()) }))
+		}, func() float64 { return float64(held()) }))
 	}
 	return m
 }

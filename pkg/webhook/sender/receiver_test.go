@@ -28,6 +28,7 @@ type receiver struct {
 
 	mu    sync.Mutex
 	times map[string]int // by delivery
+	order []string       // of first requests
 }
 
 // receive starts an endpoint.
@@ -52,6 +53,9 @@ func (rc *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rc.mu.Lock()
 	rc.times[p.id()]++
 	n := rc.times[p.id()]
+	if n == 1 {
+		rc.order = append(rc.order, p.id())
+	}
 	rc.mu.Unlock()
 	rc.arrived <- p
 	if rc.answer != nil {
@@ -86,6 +90,19 @@ func (rc *receiver) wantOnce(t *testing.T, ids ...string) {
 	}
 	if len(rc.times) != len(ids) {
 		t.Errorf("%d deliveries were POSTed, want %d", len(rc.times), len(ids))
+	}
+}
+
+// wantOrder fails the test unless the deliveries came in this order.
+func (rc *receiver) wantOrder(t *testing.T, ids []string) {
+	t.Helper()
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	for i, id := range ids {
+		if i >= len(rc.order) || rc.order[i] != id {
+			t.Errorf("request %d is not for the %d-th delivery", i+1, i+1)
+			return
+		}
 	}
 }
 

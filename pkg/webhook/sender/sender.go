@@ -1,6 +1,10 @@
 // Package sender delivers: it reads delivery records, POSTs each to its
 // endpoint, and hands it to a retry topic or the dead letters when that fails.
 //
+// Each subscription has a lane, with as many requests at a time as its endpoint
+// takes. What a lane can't hold is parked on a topic of its own and drawn from
+// there later: no endpoint's backlog is in memory, or in another's way.
+//
 // Deliveries of one partition go out concurrently, but the committed offset is
 // always the lowest that is not settled: delivered, handed over, dead or
 // discarded, each acknowledged by Kafka and marked in Redis. Whatever crashes,
@@ -21,7 +25,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
@@ -32,6 +35,8 @@ import (
 // attempt anew.
 type Subscriptions interface {
 	Get(id string) (webhook.Registered, bool)
+	// Len returns how many there are.
+	Len() int
 	// Await returns when the table has been read up to the offset.
 	Await(ctx context.Context, partition int32, offset int64) error
 }
@@ -41,8 +46,19 @@ type Claims interface {
 	Open(ctx context.Context) error
 	Restore(ctx context.Context, load dedupe.Load) error
 	Claim(ctx context.Context, id string, attempt int) (dedupe.Claim, error)
-	Settle(ctx context.Context, id string, attempt int, token, outcome string) error
+	SettleAll(ctx context.Context, all []dedupe.Settlement) error
 	Release(ctx context.Context, id string, attempt int, token string) error
+}
+
+// Standing is what all senders know together of endpoints; see package standing.
+type Standing interface {
+	// Take asks for up to n requests of what a rate limit grants. It returns how
+	// many may be made now, or after which time to ask again.
+	Take(ctx context.Context, subscriptionID string, limit webhook.RateLimit, n int) (granted int, wait time.Duration, err error)
+	// Failed tells of a failure, and returns since when nothing has succeeded.
+	Failed(ctx context.Context, subscriptionID string, at time.Time) (since time.Time, err error)
+	// Succeeded tells of a success.
+	Succeeded(ctx context.Context, subscriptionID string) error
 }
 
 // Poster makes one request; see package endpoint.
@@ -70,54 +86,68 @@ type Config struct {
 	Timeout time.Duration
 	// MarkLife is how far back marks are rebuilt from attempts. Default 8 days.
 	MarkLife time.Duration
-	// InFlight and InFlightBytes bound the requests under way and their bodies.
-	// Defaults 1024 and 64 MiB.
-	InFlight      int
-	InFlightBytes int64
-	// PerEndpoint bounds the requests under way to one subscription. Default 32.
+	// InFlight bounds the requests under way. Default 1024.
+	InFlight int
+	// PerEndpoint bounds the requests under way to one subscription. How many there
+	// are, from 1 up to here, depends on how it answers. Default 256.
 	PerEndpoint int
-	// Window bounds the deliveries of one partition that are begun but not
-	// settled, and those that are read and wait for that. Default 1000 each.
+	// LaneWait is how long a delivery waits in memory for its endpoint before it is
+	// parked. Default 1 s.
+	LaneWait time.Duration
+	// BreakAfter is after how many failures without a success an endpoint is left
+	// alone, but for a single request from time to time. Default 100.
+	BreakAfter int
+	// GiveUpAfter is how long an endpoint may fail without a success before its
+	// subscription is to be disabled. Default 5 days.
+	GiveUpAfter time.Duration
+	// Window bounds the deliveries that the lanes of one partition's subscriptions
+	// hold, and, eight times as many, those that are read and wait for that. Default
+	// 256.
 	Window int
 	// WindowBytes bounds the bytes of both together. What one fetch brings, 1 MiB
 	// compressed, may come on top. Default 2 MiB.
 	WindowBytes int64
+	// DrawBytes bounds what is drawn of parked deliveries before their turn has
+	// come, but for one delivery of each subscription. Default 32 MiB.
+	DrawBytes int64
 	// Drain is what requests under way get to end when a partition is lost or
 	// the sender stops. Default 15 s.
 	Drain         time.Duration
 	Subscriptions Subscriptions
 	// Open opens a subscription's sealed secret.
-	Open    func(subscriptionID, sealed string) (string, error)
-	Claims  Claims
-	Client  Poster
-	Log     *slog.Logger
-	Metrics prometheus.Registerer // may be nil
+	Open     func(subscriptionID, sealed string) (string, error)
+	Claims   Claims
+	Standing Standing
+	// Cancelled says whether a replay has been cancelled: what waits of it is
+	// discarded. It may be nil.
+	Cancelled func(replayID string) bool
+	Client    Poster
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer // may be nil
 }
 
 func (c *Config) defaults() {
-	or := func(d *time.Duration, value time.Duration) {
-		if *d == 0 {
-			*d = value
-		}
+	setDefault(&c.RetryAfterCap, 15*time.Minute)
+	setDefault(&c.Timeout, 10*time.Second)
+	setDefault(&c.MarkLife, 8*24*time.Hour)
+	setDefault(&c.Drain, 15*time.Second)
+	setDefault(&c.LaneWait, time.Second)
+	setDefault(&c.GiveUpAfter, 5*24*time.Hour)
+	setDefault(&c.InFlight, 1024)
+	setDefault(&c.PerEndpoint, 256)
+	setDefault(&c.BreakAfter, 100)
+	setDefault(&c.Window, 256)
+	setDefault(&c.WindowBytes, 2<<20)
+	setDefault(&c.DrawBytes, 32<<20)
+	if c.Cancelled == nil {
+		c.Cancelled = func(string) bool { return false }
 	}
-	or(&c.RetryAfterCap, 15*time.Minute)
-	or(&c.Timeout, 10*time.Second)
-	or(&c.MarkLife, 8*24*time.Hour)
-	or(&c.Drain, 15*time.Second)
-	if c.InFlight == 0 {
-		c.InFlight = 1024
-	}
-	if c.InFlightBytes == 0 {
-		c.InFlightBytes = 64 << 20
-	}
-	if c.PerEndpoint == 0 {
-		c.PerEndpoint = 32
-	}
-	if c.Window == 0 {
-		c.Window = 1000
-	}
-	if c.WindowBytes == 0 {
-		c.WindowBytes = 2 << 20
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
 	}
 }
 
@@ -125,11 +155,11 @@ func (c *Config) validate() error {
 	switch {
 	case c.Group == "":
 		return errors.New("sender: Group is not set")
-	case c.Subscriptions == nil || c.Open == nil || c.Claims == nil || c.Client == nil || c.Log == nil:
-		return errors.New("sender: Subscriptions, Open, Claims, Client and Log are required")
-	case c.RetryAfterCap < 0 || c.Timeout < 0 || c.MarkLife < 0 || c.Drain < 0:
+	case c.Subscriptions == nil || c.Open == nil || c.Claims == nil || c.Standing == nil || c.Client == nil || c.Log == nil:
+		return errors.New("sender: Subscriptions, Open, Claims, Standing, Client and Log are required")
+	case c.RetryAfterCap < 0 || c.Timeout < 0 || c.MarkLife < 0 || c.Drain < 0 || c.LaneWait < 0 || c.GiveUpAfter < 0:
 		return errors.New("sender: durations must be positive")
-	case c.InFlight < 1 || c.InFlightBytes < 1 || c.PerEndpoint < 1 || c.Window < 1 || c.WindowBytes < 1:
+	case c.InFlight < 1 || c.PerEndpoint < 1 || c.BreakAfter < 1 || c.Window < 1 || c.WindowBytes < 1 || c.DrawBytes < 1:
 		return errors.New("sender: bounds must be positive")
 	}
 	return c.Schedule.Validate()
@@ -137,18 +167,18 @@ func (c *Config) validate() error {
 
 // Sender delivers the partitions that are assigned to it.
 type Sender struct {
-	cfg     Config
-	topics  []string
-	client  *kgo.Client              // set by Run
-	delays  map[string]time.Duration // by retry topic
-	keeper  *keeper
-	pool    *pool
-	log     *attemptLog
-	lanes   lanes
-	slots   *semaphore.Weighted // requests under way
-	bytes   *semaphore.Weighted // their bodies
-	held    atomic.Int64        // bytes of the records that all partitions hold
-	metrics *metrics
+	cfg      Config
+	topics   []string
+	client   *kgo.Client              // set by Run
+	delays   map[string]time.Duration // by retry topic
+	keeper   *keeper
+	pool     *pool
+	log      *attemptLog
+	slots    slots
+	drawer   *drawer
+	recorder *recorder
+	held     atomic.Int64 // bytes of the records that all partitions hold
+	metrics  *metrics
 
 	// committing is held from looking at what is settled to the answer to its
 	// commit: a commit that began before a partition was taken away must not
@@ -160,6 +190,8 @@ type Sender struct {
 	workers  sync.WaitGroup
 	mu       sync.Mutex
 	parts    map[topicPartition]*partition
+	shards   map[int32]*shard
+	clocks   sync.WaitGroup // of shards
 	stopping bool
 }
 
@@ -177,11 +209,11 @@ func New(cfg Config) (*Sender, error) {
 	}
 	s := &Sender{
 		cfg: cfg, delays: map[string]time.Duration{}, parts: map[topicPartition]*partition{},
-		lanes: lanes{limit: cfg.PerEndpoint, byID: map[string]*lane{}},
-		slots: semaphore.NewWeighted(int64(cfg.InFlight)), bytes: semaphore.NewWeighted(cfg.InFlightBytes),
-		topics: []string{cfg.Topics.Deliveries()},
+		shards: map[int32]*shard{}, slots: slots{size: cfg.InFlight},
+		topics: []string{cfg.Topics.Deliveries(), cfg.Topics.Backfill(), cfg.Topics.Parked()},
 		pool:   newPool(cfg.InFlight), log: newAttemptLog(cfg.Log),
 	}
+	s.drawer, s.recorder = newDrawer(s), newRecorder(s)
 	for _, d := range append(cfg.Schedule.Delays(), cfg.FormerDelays...) {
 		topic := cfg.Topics.Retry(d)
 		if _, twice := s.delays[topic]; !twice {
@@ -193,7 +225,7 @@ func New(cfg Config) (*Sender, error) {
 	if err := kgo.ValidateOpts(s.options()...); err != nil {
 		return nil, fmt.Errorf("make sender: %w", err)
 	}
-	s.metrics = newMetrics(cfg.Metrics, &s.held)
+	s.metrics = newMetrics(cfg.Metrics, func() int64 { return s.held.Load() + s.drawer.bytes.Load() })
 	return s, nil
 }
 
@@ -207,7 +239,7 @@ func (s *Sender) options() []kgo.Opt {
 		kgo.DisableAutoCommit(),
 		// Polled records reach their partition before it can be taken away.
 		kgo.BlockRebalanceOnPoll(),
-		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.Balancers(shardBalancer()),
 		// Who dies is replaced within this time; the least that Kafka takes by default.
 		kgo.SessionTimeout(6*time.Second),
 		kgo.HeartbeatInterval(time.Second),
@@ -235,8 +267,10 @@ func (s *Sender) Run(ctx context.Context) error {
 	}
 	s.lookForExpired(ctx) // before the first commit hides them
 	// Outcomes of requests under way are still marked while the sender stops.
-	var mending, serving sync.WaitGroup
-	mending.Go(func() { s.keeper.run(work) })
+	var working, serving sync.WaitGroup
+	working.Go(func() { s.keeper.run(work) })
+	working.Go(func() { s.recorder.run(work) })
+	working.Go(func() { s.drawer.run(work) })
 	serving.Go(func() { s.commits(ctx) })
 	serving.Go(func() { s.poll(ctx) })
 	serving.Go(func() { s.watchExpired(ctx) })
@@ -244,7 +278,8 @@ func (s *Sender) Run(ctx context.Context) error {
 	s.drain()
 	stop()
 	s.pool.close()
-	mending.Wait()
+	working.Wait()
+	s.clocks.Wait()
 	s.leave()
 	return nil
 }
@@ -292,7 +327,7 @@ func (s *Sender) leave() {
 
 func (s *Sender) poll(ctx context.Context) {
 	for {
-		fetches := s.client.PollRecords(ctx, s.cfg.Window)
+		fetches := s.client.PollRecords(ctx, ahead*s.cfg.Window)
 		if ctx.Err() != nil {
 			s.client.AllowRebalance()
 			return
@@ -324,11 +359,23 @@ func (s *Sender) assigned(m map[string][]int32) {
 	for topic, partitions := range m {
 		for _, n := range partitions {
 			tp := topicPartition{topic, n}
-			p := newPartition(s, tp)
+			p := newPartition(s, s.shard(n), tp)
 			s.parts[tp] = p
+			p.shard.join(p)
 			s.workers.Go(p.run)
 		}
 	}
+}
+
+// shard returns the shard of a number; s.mu is held.
+func (s *Sender) shard(n int32) *shard {
+	sh := s.shards[n]
+	if sh == nil {
+		sh = newShard(s, n)
+		s.shards[n] = sh
+		s.clocks.Go(func() { sh.run(s.work) })
+	}
+	return sh
 }
 
 // revoked ends the work on partitions: nothing new is begun, what is under way
@@ -359,6 +406,9 @@ func (s *Sender) revoked(ctx context.Context, m map[string][]int32, commit bool)
 	defer s.committing.Unlock()
 	if commit {
 		s.commit(ctx, gone)
+	}
+	for _, p := range gone {
+		p.shard.forget(p)
 	}
 }
 
@@ -415,7 +465,7 @@ func (s *Sender) commit(ctx context.Context, partitions []*partition) {
 	}
 	for _, p := range partitions {
 		if o, ok := offsets[p.topic][p.partition]; ok {
-			p.tracker.Committed(o.Offset)
+			p.committed(o.Offset)
 		}
 	}
 }

@@ -24,7 +24,7 @@ func TestFormerDelays(t *testing.T) {
 	d := newDelivery(b.subscribe(rc.url))
 	d.Attempt, d.NotBefore, d.History = 2, time.Now(), []webhook.PastAttempt{{Attempt: 1, Status: 500}}
 	b.claims = new(dedupe.Memory)
-	if err := b.claims.Settle(t.Context(), d.ID, 1, "", webhook.Failed); err != nil {
+	if err := b.settle(d.ID, 1, webhook.Failed); err != nil {
 		t.Fatal(err)
 	}
 	b.send(b.topics.Retry(former), d)

@@ -1,0 +1,575 @@
+package sender
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/checkpoint"
+)
+
+// shard is what the partitions of one number share: the lanes of the
+// subscriptions whose deliveries are there. It lives as long as the sender.
+type shard struct {
+	s      *Sender
+	number int32
+	stir   chan struct{} // has an element when run has something to do
+
+	mu      sync.Mutex
+	lanes   map[string]*lane
+	held    [classes]int  // deliveries that lanes hold, but for those drawn
+	leaving []*job        // to be parked, in order
+	alarms  []alarm       // by time
+	parked  *partition    // of parked deliveries; nil while it is somebody else's
+	seen    int64         // how far it has been looked through
+	fetched int64         // where the drawer has fetched last
+	drawing bool          // the drawer has been asked
+	room    chan struct{} // closed when there may be room again; nil while nobody waits
+	stalled time.Time     // when sending was last found paused for want of Redis
+}
+
+// alarm is something to be done later, with the shard's lock held.
+type alarm struct {
+	at time.Time
+	do func()
+}
+
+func newShard(s *Sender, number int32) *shard {
+	return &shard{s: s, number: number, stir: make(chan struct{}, 1), lanes: map[string]*lane{}}
+}
+
+// lane returns a subscription's lane; the caller holds mu.
+func (sh *shard) lane(id string) *lane {
+	ln := sh.lanes[id]
+	if ln == nil {
+		ln = &lane{sh: sh, id: id, pace: newPace(sh.s.cfg.PerEndpoint, sh.s.cfg.BreakAfter)}
+		sh.lanes[id] = ln
+		sh.s.metrics.lanes.Inc()
+	}
+	return ln
+}
+
+// at has something done at a time, with the lock held; the caller holds mu.
+func (sh *shard) at(t time.Time, do func()) {
+	i, _ := slices.BinarySearchFunc(sh.alarms, t, func(a alarm, t time.Time) int { return cmp.Or(a.at.Compare(t), -1) })
+	sh.alarms = slices.Insert(sh.alarms, i, alarm{t, do})
+	if i == 0 {
+		sh.wake()
+	}
+}
+
+func (sh *shard) wake() {
+	select {
+	case sh.stir <- struct{}{}:
+	default:
+	}
+}
+
+// lookEvery is how often a shard looks for deliveries that have waited for too
+// long, and idleLife how long a lane is kept that has nothing to do.
+const (
+	lookEvery = 250 * time.Millisecond
+	idleLife  = 5 * time.Minute
+)
+
+// run parks what is to be parked, and does what is due, until ctx ends.
+func (sh *shard) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sh.stir:
+		case <-timer.C:
+		case <-look.C:
+			sh.lookAround()
+		}
+		for _, j := range sh.due(timer) {
+			sh.park(ctx, j)
+		}
+	}
+}
+
+// due does what is due, sets the timer to what comes next, and returns what is to
+// be parked.
+func (sh *shard) due(timer *time.Timer) []*job {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	now := time.Now()
+	for len(sh.alarms) > 0 && !sh.alarms[0].at.After(now) {
+		do := sh.alarms[0].do
+		sh.alarms = slices.Delete(sh.alarms, 0, 1)
+		do()
+	}
+	if len(sh.alarms) > 0 {
+		timer.Reset(sh.alarms[0].at.Sub(now))
+	}
+	leaving := sh.leaving
+	sh.leaving = nil
+	for _, j := range leaving {
+		j.busy = true
+	}
+	return leaving
+}
+
+// lookAround parks what has waited for too long, and forgets lanes that have
+// nothing to do.
+func (sh *shard) lookAround() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	now := time.Now()
+	if !sh.s.keeper.ready() { // that is no lane's fault
+		sh.stalled = now
+	}
+	then := now.Add(-sh.s.cfg.LaneWait)
+	for id, ln := range sh.lanes {
+		if ln.used() {
+			ln.idle = time.Time{}
+			if sh.stalled.Before(then) && ln.overdue(then) {
+				sh.clear(ln)
+				sh.tell()
+			}
+			continue
+		}
+		if ln.idle.IsZero() {
+			ln.idle = now
+		}
+		if now.Sub(ln.idle) >= idleLife {
+			delete(sh.lanes, id)
+			sh.s.metrics.lanes.Dec()
+		}
+	}
+}
+
+// overdue says whether a delivery has waited since before then, and holds up its
+// partition's commits by that.
+func (ln *lane) overdue(then time.Time) bool {
+	for _, q := range ln.queues() {
+		i := slices.IndexFunc(*q, func(j *job) bool { return !j.drawn })
+		if i >= 0 && (*q)[i].since.Before(then) {
+			return true
+		}
+	}
+	return false
+}
+
+// clear parks all that waits in a lane, in order.
+func (sh *shard) clear(ln *lane) {
+	for _, q := range ln.queues() {
+		*q = slices.DeleteFunc(*q, func(j *job) bool {
+			if !j.drawn {
+				sh.leave(j)
+			}
+			return !j.drawn
+		})
+	}
+}
+
+// admit takes a delivery up: into its lane if there is room, else it is parked.
+// If there is no room, and its lane is not to blame for that, it returns what to
+// wait for before asking again.
+func (sh *shard) admit(j *job) (wait <-chan struct{}) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	c := classOf(j.d)
+	ln := sh.lane(j.d.SubscriptionID)
+	leaves := sh.isParked(ln, c)
+	if !leaves && ln.held[c] >= sh.s.cfg.Window-sh.held[c] {
+		if leaves = sh.toBlame(ln, c); !leaves {
+			if sh.room == nil {
+				sh.room = make(chan struct{})
+			}
+			return sh.room
+		}
+	}
+	j.lane, j.counted = ln, true
+	ln.held[c]++
+	sh.held[c]++
+	if leaves {
+		sh.leave(j)
+		return nil
+	}
+	ln.push(j)
+	sh.start(ln)
+	return nil
+}
+
+// toBlame says whether a lane holds much more than the others do. If all hold
+// about the same, it is not the endpoints that are slow but the sender, and parking
+// would only make it slower.
+func (sh *shard) toBlame(ln *lane, c class) bool {
+	others := max(len(sh.lanes)-1, 1)
+	return ln.held[c] > (sh.held[c]-ln.held[c])/others+sh.s.cfg.Window/8 && (len(sh.lanes) > 1 || sh.s.cfg.Subscriptions.Len() > 1)
+}
+
+// tell tells those that wait that there may be room.
+func (sh *shard) tell() {
+	if sh.room != nil {
+		close(sh.room)
+		sh.room = nil
+	}
+}
+
+func (sh *shard) isParked(ln *lane, c class) bool {
+	if sh.parked == nil { // it is drawn by somebody else
+		return ln.backlogs[c].leaving > 0
+	}
+	return ln.backlogs[c].parked(sh.seen)
+}
+
+// leave sends a delivery on its way to the parked ones; the caller holds mu.
+func (sh *shard) leave(j *job) {
+	j.lane.backlogs[classOf(j.d)].leaving++
+	sh.leaving = append(sh.leaving, j)
+	sh.wake()
+}
+
+// park appends a delivery to the parked ones. That settles its record.
+func (sh *shard) park(ctx context.Context, j *job) {
+	rec := &kgo.Record{Topic: sh.s.cfg.Topics.Parked(), Key: j.r.Key, Value: j.r.Value, Headers: j.r.Headers}
+	sh.s.client.Produce(ctx, rec, func(rec *kgo.Record, err error) {
+		sh.mu.Lock()
+		defer sh.mu.Unlock()
+		b := &j.lane.backlogs[classOf(j.d)]
+		switch {
+		case err == nil:
+			b.leaving--
+			b.written = max(b.written, rec.Offset+1)
+			sh.s.metrics.parked.Inc()
+			sh.end(j, true)
+		case ctx.Err() != nil || j.p.stopped() || errors.Is(err, kerr.MessageTooLarge):
+			b.leaving--
+			sh.end(j, false)
+		default:
+			sh.s.cfg.Log.Error("append failed; trying again", "topic", rec.Topic, "error", err)
+			sh.at(time.Now().Add(time.Second), func() { sh.leaving = append(sh.leaving, j); sh.wake() })
+		}
+	})
+}
+
+// end has done with a delivery; the caller holds mu.
+func (sh *shard) end(j *job, settled bool) {
+	sh.uncount(j)
+	j.p.end(j, settled)
+}
+
+// uncount makes room for another delivery; the caller holds mu.
+func (sh *shard) uncount(j *job) {
+	if !j.counted {
+		return
+	}
+	j.counted = false
+	c := classOf(j.d)
+	j.lane.held[c]--
+	sh.held[c]--
+	sh.tell()
+}
+
+// start begins as many of a lane's deliveries as may be under way; the caller
+// holds mu.
+func (sh *shard) start(ln *lane) {
+	for ln.ready(time.Now()) && sh.s.slots.take(ln, ln.running) {
+		j := ln.begin()
+		sh.s.metrics.inFlight.Inc()
+		sh.s.pool.run(func() { sh.work(ln, j) })
+	}
+}
+
+// work delivers, one of the lane's deliveries after the other, as long as there
+// are any and nobody else waits for the place.
+func (sh *shard) work(ln *lane, j *job) {
+	for j != nil {
+		j = sh.after(ln, j, sh.s.deliver(j))
+	}
+	sh.s.metrics.inFlight.Dec()
+	next := sh.s.slots.give()
+	if next != nil {
+		next.sh.mu.Lock()
+		next.sh.start(next)
+		next.sh.mu.Unlock()
+	}
+	if next != ln {
+		sh.mu.Lock()
+		sh.start(ln)
+		sh.mu.Unlock()
+	}
+}
+
+// after takes the lesson of a delivery, and returns the next one that may have
+// its place.
+func (sh *shard) after(ln *lane, j *job, l lesson) *job {
+	now := time.Now()
+	contended := sh.s.slots.contended()
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	full := ln.full()
+	broken := ln.pace.broken()
+	switch l.kind {
+	case good:
+		ln.pace.succeeded(l.began, now, l.latency, full)
+	case bad, overloaded:
+		ln.pace.failed(l.began, now, l.kind == overloaded)
+	case pausing:
+		ln.paused = now.Add(l.wait)
+		sh.again(j)
+	case refused:
+		j.busy = false
+		sh.at(now.Add(l.wait), func() {
+			if !j.p.stopped() { // else it has been given up
+				sh.again(j)
+				sh.start(ln)
+			}
+		})
+	}
+	if !l.keeps() {
+		sh.uncount(j)
+	}
+	if now := ln.pace.broken(); now != broken {
+		sh.s.metrics.broken(now)
+	}
+	ln.running--
+	if classOf(j.d) == bulk {
+		ln.bulkRunning--
+	}
+	if contended || !ln.ready(now) {
+		return nil
+	}
+	return ln.begin()
+}
+
+// again puts a delivery back whose turn it was, unless its partition is gone.
+func (sh *shard) again(j *job) {
+	if j.p.stopped() {
+		sh.end(j, false)
+		return
+	}
+	j.busy = false
+	if j.drawn {
+		j.lane.backlogs[classOf(j.d)].drawn++
+	}
+	j.lane.pushBack(j)
+}
+
+// drop gives up what waits of a partition that is taken away; what is under way
+// goes on.
+func (sh *shard) drop(p *partition) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	of := func(j *job) bool { return j.p == p }
+	for _, ln := range sh.lanes {
+		for _, q := range ln.queues() {
+			*q = slices.DeleteFunc(*q, of)
+		}
+	}
+	sh.leaving = slices.DeleteFunc(sh.leaving, func(j *job) bool {
+		if of(j) {
+			j.lane.backlogs[classOf(j.d)].leaving--
+		}
+		return of(j)
+	})
+	for _, j := range p.open() {
+		if !j.busy {
+			sh.end(j, false)
+		}
+	}
+}
+
+// join takes up a partition that has been assigned.
+func (sh *shard) join(p *partition) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if p.parked {
+		sh.parked, sh.seen = p, 0
+	}
+}
+
+// forget forgets a partition after its last commit.
+func (sh *shard) forget(p *partition) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.parked != p {
+		return
+	}
+	sh.parked, sh.seen = nil, 0
+	for _, ln := range sh.lanes {
+		for c := range ln.backlogs {
+			ln.backlogs[c] = backlog{leaving: ln.backlogs[c].leaving}
+		}
+	}
+}
+
+// giveUp ends what is still under way of a partition that is taken away.
+func (sh *shard) giveUp(p *partition) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, j := range p.open() {
+		sh.end(j, j.ended.Load())
+	}
+}
+
+// see takes up a parked delivery, or notes where it is.
+func (sh *shard) see(p *partition, j *job) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if p.stopped() {
+		return
+	}
+	sh.seen = j.r.Offset + 1
+	c := classOf(j.d)
+	ln := sh.lane(j.d.SubscriptionID)
+	b := &ln.backlogs[c]
+	if b.behind == 0 && b.drawn < ln.appetite() && sh.s.drawer.room() {
+		sh.drawn(ln, j)
+		sh.start(ln)
+		return
+	}
+	if b.behind++; b.behind == 1 {
+		b.from = j.r.Offset
+		sh.draw(ln, c)
+	}
+}
+
+// pass notes that a record of the parked ones is nobody's.
+func (sh *shard) pass(p *partition, r *kgo.Record) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if !p.stopped() {
+		sh.seen = r.Offset + 1
+	}
+}
+
+// drawn adds a delivery that was drawn from the parked ones.
+func (sh *shard) drawn(ln *lane, j *job) {
+	b := &ln.backlogs[classOf(j.d)]
+	if b.tracker == nil {
+		b.tracker = checkpoint.New()
+	}
+	j.lane, j.drawn, j.tracker = ln, true, b.tracker
+	b.tracker.Begin(j.r)
+	if j.p.begin(j) {
+		b.drawn++
+		ln.push(j)
+	}
+}
+
+// appetite is how many parked deliveries a lane holds: enough for the requests it
+// makes while more are fetched.
+func (ln *lane) appetite() int { return min(max(4*int(ln.pace.limit), 64), 1024) }
+
+// hungry says whether little of what is parked is left in the lane.
+func (ln *lane) hungry(c class) bool {
+	b := &ln.backlogs[c]
+	return b.behind > 0 && (b.drawn == 0 || 2*b.drawn <= ln.appetite() && ln.sh.s.drawer.room())
+}
+
+// draw has more fetched of what is parked, if the lane is hungry; the caller
+// holds mu.
+func (sh *shard) draw(ln *lane, c class) {
+	if !sh.drawing && ln.hungry(c) {
+		sh.drawing = true
+		sh.s.drawer.ask(sh)
+	}
+}
+
+// hungriest returns where to fetch parked deliveries next, and false if no lane is
+// hungry; the caller holds mu.
+func (sh *shard) hungriest() (at int64, found bool) {
+	if sh.parked == nil || sh.parked.stopped() {
+		return 0, false
+	}
+	// From the lowest place behind the last one, around: each lane has its turn.
+	lowest, next := int64(math.MaxInt64), int64(math.MaxInt64)
+	for _, ln := range sh.lanes {
+		for c := range classes {
+			b := &ln.backlogs[c]
+			if b.behind > 0 && b.from >= sh.seen {
+				b.behind = 0 // Kafka has deleted them
+			}
+			if ln.hungry(c) {
+				lowest = min(lowest, b.from)
+				if b.from > sh.fetched {
+					next = min(next, b.from)
+				}
+			}
+		}
+	}
+	if next == math.MaxInt64 {
+		next = lowest
+	}
+	sh.fetched = next
+	return next, lowest != math.MaxInt64
+}
+
+// feed gives lanes what was fetched from at on and before next, as far as they
+// have room and need nothing from before. It says whether some are still hungry.
+func (sh *shard) feed(p *partition, jobs []*job, at, next int64) (more bool) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if p.stopped() {
+		sh.drawing = false
+		return false
+	}
+	type place struct {
+		ln *lane
+		c  class
+	}
+	left := map[place]bool{} // who has left something behind
+	for _, j := range jobs {
+		to := place{sh.lanes[j.d.SubscriptionID], classOf(j.d)}
+		if to.ln == nil || left[to] {
+			continue
+		}
+		b := &to.ln.backlogs[to.c]
+		switch {
+		case b.behind == 0 || b.from < at || j.r.Offset < b.from:
+		case b.drawn >= to.ln.appetite() || b.drawn > 0 && !sh.s.drawer.room():
+			left[to] = true
+			b.from = j.r.Offset
+		default:
+			b.behind--
+			b.from = j.r.Offset + 1
+			sh.drawn(to.ln, j)
+		}
+	}
+	sh.drawing = false
+	for _, ln := range sh.lanes {
+		for c := range classes {
+			b := &ln.backlogs[c]
+			if b.behind > 0 && b.from >= at && b.from < next && !left[place{ln, c}] {
+				b.from = next
+			}
+			sh.drawing = sh.drawing || ln.hungry(c)
+		}
+		sh.start(ln)
+	}
+	return sh.drawing
+}
+
+// settled returns the lowest offset of a partition of parked deliveries that is
+// not settled, and false if none has been seen.
+func (sh *shard) settled(p *partition) (at int64, seen bool) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.parked != p {
+		return 0, false
+	}
+	at = sh.seen
+	for _, ln := range sh.lanes {
+		for c := range ln.backlogs {
+			if lowest, open := ln.backlogs[c].lowest(); open {
+				at = min(at, lowest)
+			}
+		}
+	}
+	return at, at > 0
+}

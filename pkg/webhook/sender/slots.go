@@ -1,0 +1,57 @@
+package sender
+
+import "sync"
+
+// slots are the places of all requests under way. Who finds none stands in line.
+type slots struct {
+	mu   sync.Mutex
+	size int
+	used int
+	line []*lane
+}
+
+// A lane's first place comes from all, further ones from three fourths of them,
+// and of what is free of those a lane may have a fourth. However many lanes take
+// all that they may, and never give it back, there are places left for others. It
+// is the dynamic threshold of switches with shared memory (Choudhury and Hahne,
+// 1998).
+const share = 4
+
+// take takes a place for a lane that has had so many already, or lines the lane
+// up.
+func (s *slots) take(ln *lane, has int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free := s.size - s.used
+	if free > 0 && (has == 0 || has < (free-s.size/share)/share) {
+		s.used++
+		return true
+	}
+	if has == 0 && !ln.lined {
+		ln.lined = true
+		s.line = append(s.line, ln)
+	}
+	return false
+}
+
+// give gives a place back and returns the lane whose turn it is, or nil.
+func (s *slots) give() *lane {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used--
+	if len(s.line) == 0 {
+		return nil
+	}
+	ln := s.line[0]
+	s.line[0] = nil
+	s.line = s.line[1:]
+	ln.lined = false
+	return ln
+}
+
+// contended says whether somebody stands in line.
+func (s *slots) contended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.line) > 0
+}
