@@ -22,12 +22,15 @@ import (
 )
 
 type cli struct {
-	Sender   senderCmd   `cmd:"" help:"Deliveries per second from a full topic."`
-	Router   routerCmd   `cmd:"" help:"Events and deliveries routed per second."`
-	Commands commandsCmd `cmd:"" help:"Commands per second and their latency."`
-	Restore  restoreCmd  `cmd:"" help:"Time and memory to fold a log of appointments."`
-	Latency  latencyCmd  `cmd:"" help:"From a POST of an appointment to its webhook's arrival."`
-	Sink     sinkCmd     `cmd:"" hidden:"" help:"The endpoint that requests are sent to; started by the others."`
+	Sender    senderCmd    `cmd:"" help:"Deliveries per second from a full topic."`
+	Router    routerCmd    `cmd:"" help:"Events and deliveries routed per second."`
+	Commands  commandsCmd  `cmd:"" help:"Commands per second and their latency."`
+	Restore   restoreCmd   `cmd:"" help:"Time and memory to fold a log of appointments."`
+	Latency   latencyCmd   `cmd:"" help:"From a POST of an appointment to its webhook's arrival."`
+	Fairness  fairnessCmd  `cmd:"" help:"What well endpoints notice of one that hangs, crawls, fails or has a backlog."`
+	Recovery  recoveryCmd  `cmd:"" help:"How a backlog drains when its endpoint is well again."`
+	RateLimit rateLimitCmd `cmd:"" help:"How well several senders keep a rate limit together."`
+	Sink      sinkCmd      `cmd:"" hidden:"" help:"The endpoint that requests are sent to; started by the others."`
 }
 
 func main() {

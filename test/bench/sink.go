@@ -30,8 +30,12 @@ func (c *sinkCmd) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Println(l.Addr())
-	s := &sink{}
+	s := &sink{well: make(chan struct{})}
 	mux := http.NewServeMux()
+	mux.HandleFunc("POST /hang", s.hang)
+	mux.HandleFunc("POST /trickle", s.trickle)
+	mux.HandleFunc("POST /fail", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	mux.HandleFunc("GET /recover", func(http.ResponseWriter, *http.Request) { close(s.well) })
 	mux.HandleFunc("GET /arrivals", s.arrivals)
 	mux.HandleFunc("GET /count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, s.count.Load()) })
 	mux.HandleFunc("POST /timed", s.timed)
@@ -51,6 +55,7 @@ type sink struct {
 	count atomic.Int64
 	mu    sync.Mutex
 	times map[string]int64 // by appointment: when its webhook came, in ns
+	well  chan struct{}    // closed when what hangs is well again
 }
 
 func (s *sink) timed(_ http.ResponseWriter, r *http.Request) {

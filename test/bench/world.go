@@ -148,7 +148,6 @@ func (w *world) subscribe(ctx context.Context, n int, name, url string) ([]*webh
 		return nil, err
 	}
 	subs := make([]*webhook.Subscription, n)
-	records := make([]*kgo.Record, n)
 	now := time.Now().UTC()
 	for i := range subs {
 		s := &webhook.Subscription{
@@ -157,13 +156,22 @@ func (w *world) subscribe(ctx context.Context, n int, name, url string) ([]*webh
 			Rules: []webhook.Rule{{From: make([]int64, partitions), EventName: name, Active: true}},
 		}
 		s.Secret = keys.Seal(s.ID, secret)
+		subs[i] = s
+	}
+	return subs, w.put(ctx, subs)
+}
+
+// put writes subscriptions.
+func (w *world) put(ctx context.Context, subs []*webhook.Subscription) error {
+	records := make([]*kgo.Record, len(subs))
+	for i, s := range subs {
 		value, err := json.Marshal(s)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		subs[i], records[i] = s, &kgo.Record{Topic: w.topics.Subscriptions(), Key: []byte(s.ID), Value: value}
+		records[i] = &kgo.Record{Topic: w.topics.Subscriptions(), Key: []byte(s.ID), Value: value}
 	}
-	return subs, w.produce(ctx, records)
+	return w.produce(ctx, records)
 }
 
 // event makes an event of some appointment.

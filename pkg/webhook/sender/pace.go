@@ -29,7 +29,7 @@ const (
 	firstLimit = 8
 	// slack is what an answer may take beyond twice the usual time: queues of our
 	// own make that much.
-	slack = 50 * time.Millisecond
+	slack = 10 * time.Millisecond
 	// firstRest and longestRest bound how long a failing endpoint is left alone.
 	firstRest   = time.Second
 	longestRest = time.Minute

@@ -52,8 +52,9 @@ type Claims interface {
 
 // Standing is what all senders know together of endpoints; see package standing.
 type Standing interface {
-	// Take asks for up to n requests of what a rate limit grants. It returns how
-	// many may be made now, or after which time to ask again.
+	// Take asks for n requests, but not more than a burst, of what a rate limit
+	// grants. It returns how many may be made now: all or none, and then after which
+	// time to ask again.
 	Take(ctx context.Context, subscriptionID string, limit webhook.RateLimit, n int) (granted int, wait time.Duration, err error)
 	// Failed tells of a failure, and returns since when nothing has succeeded.
 	Failed(ctx context.Context, subscriptionID string, at time.Time) (since time.Time, err error)

@@ -28,13 +28,13 @@ func (m *Memory) Take(_ context.Context, subscriptionID string, limit webhook.Ra
 	if next.Before(now) {
 		next = now
 	}
-	free := int((now.Add(time.Duration(limit.Burst) * interval).Sub(next)) / interval)
-	if free < 1 {
-		return 0, next.Add(interval).Sub(now.Add(time.Duration(limit.Burst) * interval)), nil
+	n = min(n, limit.Burst)
+	next = next.Add(time.Duration(n) * interval)
+	if wait := next.Sub(now.Add(time.Duration(limit.Burst) * interval)); wait > 0 {
+		return 0, wait, nil
 	}
-	granted = min(free, n)
-	m.arrival[subscriptionID] = next.Add(time.Duration(granted) * interval)
-	return granted, 0, nil
+	m.arrival[subscriptionID] = next
+	return n, 0, nil
 }
 
 // Failed does what Redis.Failed does.

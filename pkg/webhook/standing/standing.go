@@ -66,12 +66,13 @@ func (s *Redis) Close() error {
 	return nil
 }
 
-// Take asks for up to n requests of what a subscription's rate limit grants to all senders together. It returns how
-// many may be made now; none, and after which time to ask again, if the limit is used up. The limit is kept as the
-// generic cell rate algorithm does (GCRA, of ATM networks), in one script.
+// Take asks for n requests, but not more than a burst, of what a subscription's rate limit grants to all senders
+// together. It returns how many may be made now: all or none, and then after which time to ask again. The limit is kept
+// as the generic cell rate algorithm does (GCRA, of ATM networks), in one script.
 func (s *Redis) Take(ctx context.Context, subscriptionID string, limit webhook.RateLimit, n int) (granted int, wait time.Duration, err error) {
-	result, err := s.limits.AllowAtMost(ctx, s.cfg.Prefix+subscriptionID,
-		redis_rate.Limit{Rate: limit.PerSecond, Period: time.Second, Burst: limit.Burst}, n)
+	// Not AllowAtMost: that takes fractions of requests and grants none.
+	result, err := s.limits.AllowN(ctx, s.cfg.Prefix+subscriptionID,
+		redis_rate.Limit{Rate: limit.PerSecond, Period: time.Second, Burst: limit.Burst}, min(n, limit.Burst))
 	if err != nil {
 		return 0, 0, fmt.Errorf("standing: ask for requests of %s: %w", subscriptionID, err)
 	}
