@@ -126,27 +126,63 @@ func TestParkedAreDrawnInOrder(t *testing.T) {
 	})
 }
 
-// One subscription's parked deliveries are found behind another's many.
-func TestNobodyWaitsBehindAnothersBacklog(t *testing.T) {
+// One that is well but has far more waiting than it takes at a time gives way
+// too.
+func TestFloodGivesWay(t *testing.T) {
 	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
-		stuck := b.receive(hang)
-		open := make(gate)
-		well := b.receive(open.answer)
-		a := b.subscribe(stuck.url)
+		flooded := b.receive(func(http.ResponseWriter, *http.Request, int) { time.Sleep(5 * time.Millisecond) })
+		well := b.receive(nil)
+		a := b.subscribe(flooded.url)
 		other := b.neighbour(a, well.url)
-		b.deliverMany(a, 2000)
-		ids := b.deliverMany(other, 500)
-		b.deliverMany(a, 2000)
-		ids = append(ids, b.deliverMany(other, 500)...)
-		few := func(cfg *sender.Config) { cfg.Window, cfg.DrawBytes = 16, 4<<10 }
-		snd := b.start(few)
-		time.Sleep(5 * time.Second)
-		close(open)
-		for range 1000 {
-			well.next()
+		const backlog = 8000 // takes 5 s
+		b.deliverMany(a, backlog)
+		snd := b.start(func(cfg *sender.Config) { cfg.PerEndpoint = 8 })
+		first := flooded.next()
+		d := b.deliver(other)
+		if got := well.next(); got.at.Sub(first.at) > time.Second {
+			t.Errorf("it waits %s behind the flood", got.at.Sub(first.at))
+		}
+		for range backlog - 1 {
+			flooded.next()
 		}
 		snd.stop()
+		well.wantOnce(t, d.ID)
+		b.wantAllCommitted(b.topics.Parked())
+	})
+}
+
+// One subscription's parked deliveries are found behind another's many, and those
+// are not forgotten.
+func TestNobodyWaitsBehindAnothersBacklog(t *testing.T) {
+	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
+		stall, open := make(gate), make(gate)
+		stuck, well := b.receive(stall.answer), b.receive(open.answer)
+		a := b.subscribe(stuck.url)
+		other := b.neighbour(a, well.url)
+		all := b.deliverMany(a, 2000)
+		ids := b.deliverMany(other, 500)
+		all = append(all, b.deliverMany(a, 2000)...)
+		ids = append(ids, b.deliverMany(other, 500)...)
+		snd := b.start(func(cfg *sender.Config) { cfg.PerEndpoint, cfg.Window, cfg.DrawBytes = 1, 16, 4<<10 })
+		time.Sleep(5 * time.Second)
+		close(open)
+		for range ids {
+			well.next()
+		}
 		well.wantOnce(t, ids...)
+		well.wantOrder(t, ids)
+		close(stall)
+		for range all {
+			stuck.next()
+		}
+		time.Sleep(time.Minute) // those that timed out come again
+		b.wantAllCommitted(b.topics.Parked())
+		snd.stop()
+		for _, id := range all {
+			if stuck.times[id] == 0 {
+				t.Errorf("%s never arrives", id)
+			}
+		}
 	})
 }
 
