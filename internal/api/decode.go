@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -56,28 +57,33 @@ func badRequest(code, message string) error {
 	return &problem{status: http.StatusBadRequest, code: code, message: message}
 }
 
-// field is one that a body may have, and where its value goes: a pointer that
-// stays nil while the field is absent or null.
+// field is one that a body may have. set puts its value where it goes, which
+// stays as it is while the field is absent.
 type field struct {
 	name string
-	text **string // exactly one of the two is set
-	flag **bool
+	set  func(json.RawMessage) error
+	text **string // of a text, where it goes: required looks at it
 }
 
-func text(name string, to **string) field { return field{name: name, text: to} }
-func flag(name string, to **bool) field   { return field{name: name, flag: to} }
+// text, flag and number are fields whose pointers stay nil while the field is
+// absent or null.
+func text(name string, to **string) field {
+	return field{name: name, set: pointer(to, "must be a string"), text: to}
+}
+func flag(name string, to **bool) field {
+	return field{name: name, set: pointer(to, "must be true or false")}
+}
+func number(name string, to **int) field {
+	return field{name: name, set: pointer(to, "must be a whole number")}
+}
 
-func (f field) set(value json.RawMessage) error {
-	if f.flag != nil {
-		if err := json.Unmarshal(value, f.flag); err != nil {
-			return errors.New("must be true or false")
+func pointer[T any](to **T, otherwise string) func(json.RawMessage) error {
+	return func(value json.RawMessage) error {
+		if err := json.Unmarshal(value, to); err != nil {
+			return errors.New(otherwise)
 		}
 		return nil
 	}
-	if err := json.Unmarshal(value, f.text); err != nil {
-		return errors.New("must be a string")
-	}
-	return nil
 }
 
 const (
@@ -112,7 +118,7 @@ func decode(body []byte, fields ...field) error {
 			return badRequest("invalid_json", "The body is not valid JSON")
 		}
 		if err := assign(fields, name, value, seen[name]); err != nil {
-			problems = append(problems, appointment.Problem{Field: shorten(name), Problem: err.Error()})
+			problems = append(problems, within(name, err)...)
 		}
 		seen[name] = true
 	}
@@ -145,6 +151,19 @@ func assign(fields []field, name string, value json.RawMessage, again bool) erro
 		return f.set(value)
 	}
 	return errors.New("is not a known field")
+}
+
+// within says what is wrong with a field, or with the fields of an object.
+func within(name string, err error) []appointment.Problem {
+	refused, ok := errors.AsType[*appointment.Refusal](err)
+	if !ok {
+		return []appointment.Problem{{Field: shorten(name), Problem: err.Error()}}
+	}
+	problems := slices.Clone(refused.Details)
+	for i := range problems {
+		problems[i].Field = name + "." + problems[i].Field
+	}
+	return problems
 }
 
 func shorten(name string) string {

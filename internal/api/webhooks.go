@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"net/http"
 	"time"
 
@@ -20,12 +22,15 @@ type subscriptionJSON struct {
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
 	Version   int       `json:"version"`
+	// RateLimit is left out when there is none.
+	RateLimit *webhook.RateLimit `json:"rate_limit,omitzero"`
 }
 
 func showSubscription(sub *webhook.Subscription) subscriptionJSON {
 	return subscriptionJSON{
 		ID: sub.ID, EventName: sub.EventName, TargetURL: sub.TargetURL, Enabled: sub.Enabled,
 		CreatedAt: sub.CreatedAt.UTC(), UpdatedAt: sub.UpdatedAt.UTC(), Version: sub.Version,
+		RateLimit: sub.RateLimit,
 	}
 }
 
@@ -43,9 +48,10 @@ func (s *server) createSubscription(w http.ResponseWriter, r *http.Request) {
 	body, err := readBody(w, r)
 	var eventName, targetURL, secret *string
 	var enabled *bool
+	var limit *webhook.RateLimit
 	if err == nil {
 		name, target, key := text("event_name", &eventName), text("target_url", &targetURL), text("secret", &secret)
-		if err = decode(body, name, target, key, flag("enabled", &enabled)); err == nil {
+		if err = decode(body, name, target, key, flag("enabled", &enabled), rateLimit(func(l *webhook.RateLimit) { limit = l })); err == nil {
 			err = required(name, target, key)
 		}
 	}
@@ -53,7 +59,7 @@ func (s *server) createSubscription(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	create := subscription.Create{EventName: *eventName, TargetURL: *targetURL, Secret: *secret, Enabled: enabled == nil || *enabled}
+	create := subscription.Create{EventName: *eventName, TargetURL: *targetURL, Secret: *secret, Enabled: enabled == nil || *enabled, RateLimit: limit}
 	s.command(w, r, body, func(ctx context.Context, m appointment.Meta) (answer, error) {
 		sub, err := s.cfg.Subscriptions.Create(ctx, m, create)
 		if err != nil {
@@ -72,7 +78,7 @@ func (s *server) changeSubscription(w http.ResponseWriter, r *http.Request) {
 	c := subscription.Change{IfVersion: version}
 	if err == nil {
 		err = decode(body, text("event_name", &c.EventName), text("target_url", &c.TargetURL),
-			text("secret", &c.Secret), flag("enabled", &c.Enabled))
+			text("secret", &c.Secret), flag("enabled", &c.Enabled), rateLimit(func(l *webhook.RateLimit) { c.RateLimit = &l }))
 	}
 	if err != nil {
 		s.fail(w, r, err)
@@ -85,6 +91,32 @@ func (s *server) changeSubscription(w http.ResponseWriter, r *http.Request) {
 		}
 		return oneSubscription(http.StatusOK, "Webhook subscription updated successfully", sub), nil
 	})
+}
+
+// rateLimit is the field of that name; it is handed to to, nil for null. A burst
+// that is not said is what a second takes.
+func rateLimit(to func(*webhook.RateLimit)) field {
+	return field{name: "rate_limit", set: func(value json.RawMessage) error {
+		if string(value) == "null" {
+			to(nil)
+			return nil
+		}
+		var perSecond, burst *int
+		if value[0] != '{' {
+			return errors.New("must be an object or null")
+		}
+		if err := decode(value, number("per_second", &perSecond), number("burst", &burst)); err != nil {
+			return err
+		}
+		if perSecond == nil {
+			return appointment.Invalid("per_second", "is required")
+		}
+		if burst == nil {
+			burst = perSecond
+		}
+		to(&webhook.RateLimit{PerSecond: *perSecond, Burst: *burst})
+		return nil
+	}}
 }
 
 type messageBody struct {

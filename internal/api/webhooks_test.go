@@ -110,6 +110,51 @@ func TestSubscription(t *testing.T) {
 	}
 }
 
+func TestRateLimit(t *testing.T) {
+	c := deploy(t).start(t, nil).as(session.Integrator)
+	first := c.call("POST", "/api/webhooks", hook("appointment.created", ` , "rate_limit" : { "per_second" : 5 } `), "Idempotency-Key", "k").want(201)
+	limited := func(r *reply, want string) {
+		t.Helper()
+		if got := r.text("subscription", "rate_limit"); got != want {
+			t.Errorf("the limit is %q, want %q", got, want)
+		}
+	}
+	limited(first, `{"per_second":5,"burst":5}`)
+	path := "/api/webhooks/" + first.text("subscription", "id")
+	for _, step := range []struct{ body, want, version string }{
+		{`{"rate_limit":{"per_second":10000,"burst":1}}`, `{"per_second":10000,"burst":1}`, `"2"`},
+		{`{"rate_limit":{"burst":1,"per_second":10000}}`, `{"per_second":10000,"burst":1}`, `"2"`}, // changes nothing
+		{`{"enabled":false}`, `{"per_second":10000,"burst":1}`, `"3"`},
+		{`{"rate_limit":null}`, "", `"4"`},
+		{`{"rate_limit":null}`, "", `"4"`},
+		{`{"rate_limit":{"per_second":1,"burst":null}}`, `{"per_second":1,"burst":1}`, `"5"`},
+	} {
+		r := c.call("PUT", path, step.body).want(200)
+		limited(r, step.want)
+		limited(c.call("GET", path, "").want(200), step.want)
+		if r.header.Get("ETag") != step.version {
+			t.Errorf("%s leads to version %s, want %s", step.body, r.header.Get("ETag"), step.version)
+		}
+	}
+	again := c.call("POST", "/api/webhooks", hook("appointment.created", ` , "rate_limit" : { "per_second" : 5 } `), "Idempotency-Key", "k").want(201)
+	if again.raw != first.raw {
+		t.Errorf("the repeat is answered %s, the first was %s", again.raw, first.raw)
+	}
+	limited(c.call("POST", "/api/webhooks", hook("appointment.created", `,"rate_limit":null`)).want(201), "")
+
+	for body, fields := range map[string][]string{
+		`5`: {"rate_limit"}, `"5"`: {"rate_limit"}, `[]`: {"rate_limit"}, `{}`: {"rate_limit.per_second"},
+		`{"per_second":null,"burst":1}`: {"rate_limit.per_second"}, `{"per_second":0}`: {"rate_limit.per_second"},
+		`{"per_second":10001}`: {"rate_limit.per_second"}, `{"per_second":1.5}`: {"rate_limit.per_second"}, `{"per_second":"5"}`: {"rate_limit.per_second"},
+		`{"per_second":5,"burst":0}`: {"rate_limit.burst"}, `{"per_second":5,"burst":-1}`: {"rate_limit.burst"}, `{"per_second":5,"burst":10001}`: {"rate_limit.burst"},
+		`{"per_second":0,"burst":10001}`: {"rate_limit.per_second", "rate_limit.burst"},
+		`{"per_second":5,"x":1}`:         {"rate_limit.x"}, `{"per_second":5,"per_second":6}`: {"rate_limit.per_second"}, `{"per_second":5},"rate_limit":null`: {"rate_limit"},
+	} {
+		c.call("POST", "/api/webhooks", hook("appointment.created", `,"rate_limit":`+body)).refused(400, "invalid_input", fields...)
+		c.call("PUT", path, `{"rate_limit":`+body+`}`).refused(400, "invalid_input", fields...)
+	}
+}
+
 // Requests are counted by route and logged without what they are about.
 func TestObserved(t *testing.T) {
 	d := deploy(t)

@@ -109,19 +109,21 @@ func (b *batch) Commit(ctx context.Context, records []*kgo.Record) error {
 type Create struct {
 	EventName, TargetURL, Secret string
 	Enabled                      bool
+	RateLimit                    *webhook.RateLimit // nil for none
 }
 
 // Change asks for a subscription to be changed; a nil field stays as it is.
 type Change struct {
 	EventName, TargetURL, Secret *string
 	Enabled                      *bool
+	RateLimit                    **webhook.RateLimit // to nil for none
 	// IfVersion refuses the change of any other version; 0 takes any.
 	IfVersion int
 }
 
 // Create carries out the command and returns the new subscription.
 func (s *Service) Create(ctx context.Context, m appointment.Meta, c Create) (*webhook.Subscription, error) {
-	if err := s.validate(&c.EventName, &c.TargetURL, &c.Secret); err != nil {
+	if err := s.validate(&c.EventName, &c.TargetURL, &c.Secret, c.RateLimit); err != nil {
 		return nil, err
 	}
 	var made *webhook.Subscription
@@ -129,7 +131,7 @@ func (s *Service) Create(ctx context.Context, m appointment.Meta, c Create) (*we
 		now := time.Now().UTC().Truncate(time.Millisecond)
 		sub := &webhook.Subscription{
 			ID: "webhook_subscription:" + uuid.NewString(), EventName: c.EventName, TargetURL: c.TargetURL,
-			Enabled: c.Enabled, CreatedAt: now, UpdatedAt: now, CreatedBy: m.Actor, UpdatedBy: m.Actor, Version: 1,
+			Enabled: c.Enabled, RateLimit: c.RateLimit, CreatedAt: now, UpdatedAt: now, CreatedBy: m.Actor, UpdatedBy: m.Actor, Version: 1,
 		}
 		sub.Secret = s.cfg.Seal(sub.ID, c.Secret)
 		if m.Idempotency != "" {
@@ -138,7 +140,10 @@ func (s *Service) Create(ctx context.Context, m appointment.Meta, c Create) (*we
 				made = done
 				return nil, err
 			}
-			sub.Key = &webhook.Key{Fingerprint: m.Idempotency, At: now, EventName: c.EventName, TargetURL: c.TargetURL, Enabled: c.Enabled}
+			sub.Key = &webhook.Key{
+				Fingerprint: m.Idempotency, At: now,
+				EventName: c.EventName, TargetURL: c.TargetURL, Enabled: c.Enabled, RateLimit: c.RateLimit,
+			}
 		}
 		made = sub
 		return s.put(ctx, b, sub)
@@ -167,6 +172,7 @@ func (b *batch) repeated(fingerprint string) (*webhook.Subscription, error) {
 		}
 		first := *sub
 		first.EventName, first.TargetURL, first.Enabled = sub.Key.EventName, sub.Key.TargetURL, sub.Key.Enabled
+		first.RateLimit = sub.Key.RateLimit
 		first.Version, first.UpdatedAt = 1, sub.CreatedAt
 		return &first, nil
 	}
@@ -175,7 +181,9 @@ func (b *batch) repeated(fingerprint string) (*webhook.Subscription, error) {
 
 // Change carries out the command and returns the subscription after it.
 func (s *Service) Change(ctx context.Context, m appointment.Meta, id string, c Change) (*webhook.Subscription, error) {
-	if err := s.validate(c.EventName, c.TargetURL, c.Secret); err != nil {
+	var limit *webhook.RateLimit
+	set(&limit, c.RateLimit)
+	if err := s.validate(c.EventName, c.TargetURL, c.Secret, limit); err != nil {
 		return nil, err
 	}
 	return s.change(ctx, m, id, c.IfVersion, func(sub *webhook.Subscription) bool {
@@ -183,10 +191,12 @@ func (s *Service) Change(ctx context.Context, m appointment.Meta, id string, c C
 		set(&sub.EventName, c.EventName)
 		set(&sub.TargetURL, c.TargetURL)
 		set(&sub.Enabled, c.Enabled)
+		set(&sub.RateLimit, c.RateLimit)
 		if c.Secret != nil {
 			sub.Secret = s.cfg.Seal(sub.ID, *c.Secret)
 		}
-		return c.Secret != nil || before.EventName != sub.EventName || before.TargetURL != sub.TargetURL || before.Enabled != sub.Enabled
+		return c.Secret != nil || before.EventName != sub.EventName || before.TargetURL != sub.TargetURL ||
+			before.Enabled != sub.Enabled || !same(before.RateLimit, sub.RateLimit)
 	})
 }
 
@@ -204,6 +214,10 @@ func set[T any](field, value *T) {
 	if value != nil {
 		*field = *value
 	}
+}
+
+func same[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
 }
 
 func (s *Service) change(ctx context.Context, m appointment.Meta, id string, ifVersion int, edit func(*webhook.Subscription) bool) (*webhook.Subscription, error) {
@@ -389,7 +403,7 @@ const (
 )
 
 // validate checks the fields that are set.
-func (s *Service) validate(eventName, targetURL, secret *string) error {
+func (s *Service) validate(eventName, targetURL, secret *string, limit *webhook.RateLimit) error {
 	var problems []appointment.Problem
 	if eventName != nil && !validName(*eventName) {
 		problems = append(problems, appointment.Problem{Field: "event_name", Problem: "must be one of " + names()})
@@ -401,6 +415,17 @@ func (s *Service) validate(eventName, targetURL, secret *string) error {
 	}
 	if secret != nil && (*secret == "" || len(*secret) > maxSecret) {
 		problems = append(problems, appointment.Problem{Field: "secret", Problem: fmt.Sprintf("must have between 1 and %d bytes", maxSecret)})
+	}
+	if limit != nil {
+		wrong := func(n int) bool { return n < 1 || n > webhook.MaxRate }
+		problem := fmt.Sprintf("must be between 1 and %d", webhook.MaxRate)
+		if wrong(limit.PerSecond) {
+			problems = append(problems, appointment.Problem{Field: "rate_limit.per_second", Problem: problem})
+		}
+		// One that is wrong in the same way may not have been said at all.
+		if wrong(limit.Burst) && limit.Burst != limit.PerSecond {
+			problems = append(problems, appointment.Problem{Field: "rate_limit.burst", Problem: problem})
+		}
 	}
 	if len(problems) > 0 {
 		return appointment.InvalidFields(problems)

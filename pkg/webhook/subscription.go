@@ -38,10 +38,13 @@ type Subscription struct {
 	Key *Key `json:"key,omitempty"`
 }
 
+// MaxRate is the largest number in a RateLimit.
+const MaxRate = 10_000
+
 // RateLimit is how many requests an endpoint takes, from all senders together.
 type RateLimit struct {
-	PerSecond int `json:"per_second"` // at least 1
-	// Burst is how many may go out at once after a pause; at least 1.
+	PerSecond int `json:"per_second"` // between 1 and MaxRate
+	// Burst is how many may go out at once after a pause; between 1 and MaxRate.
 	Burst int `json:"burst"`
 }
 
@@ -67,6 +70,8 @@ type Key struct {
 	EventName   string    `json:"event_name"`
 	TargetURL   string    `json:"target_url"`
 	Enabled     bool      `json:"enabled"`
+
+	RateLimit *RateLimit `json:"rate_limit,omitempty"`
 }
 
 // Matches says whether the event of that type at that position of the log
