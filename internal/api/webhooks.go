@@ -22,15 +22,16 @@ type subscriptionJSON struct {
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
 	Version   int       `json:"version"`
-	// RateLimit is left out when there is none.
+	// RateLimit and Disabled are left out when there is none.
 	RateLimit *webhook.RateLimit `json:"rate_limit,omitzero"`
+	Disabled  *webhook.Disabled  `json:"disabled,omitzero"`
 }
 
 func showSubscription(sub *webhook.Subscription) subscriptionJSON {
 	return subscriptionJSON{
 		ID: sub.ID, EventName: sub.EventName, TargetURL: sub.TargetURL, Enabled: sub.Enabled,
 		CreatedAt: sub.CreatedAt.UTC(), UpdatedAt: sub.UpdatedAt.UTC(), Version: sub.Version,
-		RateLimit: sub.RateLimit,
+		RateLimit: sub.RateLimit, Disabled: sub.Disabled,
 	}
 }
 

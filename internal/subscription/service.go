@@ -172,7 +172,7 @@ func (b *batch) repeated(fingerprint string) (*webhook.Subscription, error) {
 		}
 		first := *sub
 		first.EventName, first.TargetURL, first.Enabled = sub.Key.EventName, sub.Key.TargetURL, sub.Key.Enabled
-		first.RateLimit = sub.Key.RateLimit
+		first.RateLimit, first.Disabled = sub.Key.RateLimit, nil
 		first.Version, first.UpdatedAt = 1, sub.CreatedAt
 		return &first, nil
 	}
@@ -192,12 +192,45 @@ func (s *Service) Change(ctx context.Context, m appointment.Meta, id string, c C
 		set(&sub.TargetURL, c.TargetURL)
 		set(&sub.Enabled, c.Enabled)
 		set(&sub.RateLimit, c.RateLimit)
+		if sub.Enabled {
+			sub.Disabled = nil
+		}
 		if c.Secret != nil {
 			sub.Secret = s.cfg.Seal(sub.ID, *c.Secret)
 		}
 		return c.Secret != nil || before.EventName != sub.EventName || before.TargetURL != sub.TargetURL ||
 			before.Enabled != sub.Enabled || !same(before.RateLimit, sub.RateLimit)
 	})
+}
+
+// system is the actor of what no user asked for.
+const system = "system"
+
+// Disable disables a subscription for one of webhook's reasons. It is meant for
+// the version that who asks for it has seen: if the subscription was changed,
+// disabled or deleted since, nothing happens.
+func (s *Service) Disable(ctx context.Context, id string, version int, reason string) error {
+	// Many ask for the same, and this costs no transaction. The table may not be
+	// restored yet, but what it says of this version or a later one stays so.
+	if e, ok := s.reg.Get(id); ok && (e.Subscription.Version > version || e.Subscription.Version == version && !e.Subscription.Enabled) {
+		return nil
+	}
+	var disabled *webhook.Disabled
+	_, err := s.change(ctx, appointment.Meta{Actor: system}, id, version, func(sub *webhook.Subscription) bool {
+		if !sub.Enabled {
+			return false
+		}
+		disabled = &webhook.Disabled{Reason: reason, At: time.Now().UTC().Truncate(time.Millisecond)}
+		sub.Enabled, sub.Disabled = false, disabled
+		return true
+	})
+	if r, ok := errors.AsType[*appointment.Refusal](err); ok && (r.Kind == appointment.Stale || r.Kind == appointment.NotFound) {
+		return nil
+	}
+	if err == nil && disabled != nil {
+		s.cfg.Log.Warn("subscription disabled", "subscription_id", id, "reason", reason)
+	}
+	return err
 }
 
 // Delete ends a subscription. Its record stays, marked as deleted, until every

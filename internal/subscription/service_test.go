@@ -364,3 +364,78 @@ func TestIdempotencyKey(t *testing.T) {
 		t.Errorf("%v, %v: want none besides the deleted one", found, err)
 	}
 }
+
+// What the system disables says why until somebody enables it again, and is
+// disabled for whoever has seen the version that it still is.
+func TestDisable(t *testing.T) {
+	w := newWorld(t)
+	s := w.start("http://a")
+	made, err := create(t, keyed("k", "body"), valid(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	show := func(version int, enabled bool, reason string) *webhook.Subscription {
+		t.Helper()
+		sub, err := s.Get(deadline(t), made.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := value(sub.Disabled).Reason; sub.Version != version || sub.Enabled != enabled || got != reason {
+			t.Fatalf("version %d, enabled %v, disabled for %q; want %d, %v, %q", sub.Version, sub.Enabled, got, version, enabled, reason)
+		}
+		return sub
+	}
+	disable := func(id string, version int) {
+		t.Helper()
+		if err := s.Disable(deadline(t), id, version, webhook.DisabledGone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.at([]int64{4, 0, 0}, []int64{0, 0, 0})
+	mustChange(t, s, made.ID, subscription.Change{Secret: new("other")})
+	disable(made.ID, 1) // has been changed since
+	disable("webhook_subscription:none", 1)
+	show(2, true, "")
+	before := time.Now()
+	disable(made.ID, 2)
+	sub := show(3, false, webhook.DisabledGone)
+	if sub.UpdatedBy != "system" || sub.CreatedBy != "user:1" || sub.Disabled.At.Before(before.Add(-time.Millisecond)) || sub.Disabled.At.After(time.Now()) {
+		t.Errorf("disabled %+v at %v", sub, sub.Disabled.At)
+	}
+	if last := sub.Rules[len(sub.Rules)-1]; last.Active || !slices.Equal(last.From, []int64{4, 0, 0}) {
+		t.Errorf("its last rule is %+v, want one that begins at 4", last)
+	}
+	disable(made.ID, 3) // is disabled
+	mustChange(t, s, made.ID, subscription.Change{Enabled: new(false)})
+	show(3, false, webhook.DisabledGone)
+	mustChange(t, s, made.ID, subscription.Change{TargetURL: new("https://example.net/")})
+	show(4, false, webhook.DisabledGone)
+	if again, err := create(t, keyed("k", "body"), valid(), s); err != nil || again.Disabled != nil || !again.Enabled {
+		t.Errorf("the repeat answers %+v (%v), as the first did not", again, err)
+	}
+	mustChange(t, s, made.ID, subscription.Change{Enabled: new(true)})
+	show(5, true, "")
+	mustChange(t, s, made.ID, subscription.Change{Enabled: new(true)})
+	show(5, true, "")
+	disable(made.ID, 5)
+	show(6, false, webhook.DisabledGone)
+	if err := s.Delete(deadline(t), meta(), made.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	disable(made.ID, 7) // is deleted
+	if e, _ := s.reg.Get(made.ID); e.Subscription.Version != 7 {
+		t.Errorf("a deleted one came to version %d", e.Subscription.Version)
+	}
+	other := mustCreate(t, valid(), s)
+	w.isDown(errors.New("the log is away"))
+	if err := s.Disable(deadline(t), other.ID, 1, webhook.DisabledGone); !errors.Is(err, appointment.ErrUnavailable) {
+		t.Errorf("without positions: %v, want ErrUnavailable", err)
+	}
+}
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
