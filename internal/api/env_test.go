@@ -105,6 +105,7 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	subscriptions, err := subscription.New(subscription.Config{
 		Kafka: testenv.Options(t, d.kafka), Topic: topics.Subscriptions(), Group: d.kafka.TopicPrefix + "subscriptions",
 		TransactionalID: d.kafka.TopicPrefix + "s", Advertise: in.url, Ends: appointments.Ends,
+		Attempts: topics.Attempts(), DisablingGroup: d.kafka.TopicPrefix + "disabling",
 		Routed: func(context.Context) ([]int64, error) { return make([]int64, testenv.Partitions), nil },
 		CheckURL: func(u string) error {
 			if !strings.HasPrefix(u, "https://") {

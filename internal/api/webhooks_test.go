@@ -2,13 +2,18 @@ package api_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/testenv"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
 const secret = "top-s3cret-value"
@@ -152,6 +157,34 @@ func TestRateLimit(t *testing.T) {
 	} {
 		c.call("POST", "/api/webhooks", hook("appointment.created", `,"rate_limit":`+body)).refused(400, "invalid_input", fields...)
 		c.call("PUT", path, `{"rate_limit":`+body+`}`).refused(400, "invalid_input", fields...)
+	}
+}
+
+// A sender's request to disable a subscription shows, until it is enabled again.
+func TestDisabledBySystem(t *testing.T) {
+	d := deploy(t)
+	c := d.start(t, nil).as(session.Integrator)
+	id := c.call("POST", "/api/webhooks", hook("appointment.created", "")).want(201).text("subscription", "id")
+	value, err := json.Marshal(webhook.Attempt{
+		DeliveryID: "d", SubscriptionID: id, EventType: "appointment.created", Attempt: 6, At: time.Now(), Outcome: webhook.Dead, Status: 410,
+		Disable: &webhook.Disable{Reason: webhook.DisabledGone, Version: 1},
+	})
+	check(t, err)
+	check(t, testenv.Client(t, d.kafka).ProduceSync(t.Context(), &kgo.Record{Topic: d.kafka.Topics().Attempts(), Key: []byte(id), Value: value}).FirstErr())
+	path := "/api/webhooks/" + id
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for r := c.call("GET", path, ""); r.text("subscription", "disabled") == ""; r = c.call("GET", path, "") {
+		r.want(200)
+		check(t, ctx.Err())
+	}
+	r := c.call("GET", path, "").want(200)
+	at, err := time.Parse(time.RFC3339, r.text("subscription", "disabled", "at"))
+	if r.text("subscription", "disabled", "reason") != "gone" || err != nil || at.Location() != time.UTC || r.text("subscription", "enabled") != "false" || r.header.Get("ETag") != `"2"` {
+		t.Errorf("answer %s", r.raw)
+	}
+	if r := c.call("PUT", path, `{"enabled":true}`).want(200); r.text("subscription", "disabled") != "" || r.text("subscription", "enabled") != "true" {
+		t.Errorf("answer %s", r.raw)
 	}
 }
 

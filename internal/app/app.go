@@ -25,6 +25,7 @@ import (
 const (
 	groupAppointments  = "appointments"
 	groupSubscriptions = "subscriptions"
+	groupDisabling     = "disabling"
 	groupRouter        = "webhook-router"
 	groupSender        = "webhook-sender"
 )

@@ -196,6 +196,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	subscriptions, err := subscription.New(subscription.Config{
 		Kafka: p.opts, Topic: topics.Subscriptions(), Group: prefix + groupSubscriptions,
 		TransactionalID: prefix + a.TransactionalID, Advertise: p.own,
+		Attempts: topics.Attempts(), DisablingGroup: prefix + groupDisabling,
 		Ends: appointments.Ends,
 		Routed: func(ctx context.Context) ([]int64, error) {
 			return routed(ctx, adm, prefix+groupRouter, topics.Events(), partitions)

@@ -39,6 +39,10 @@ type Config struct {
 	Group           string
 	TransactionalID string
 	Advertise       string
+	// Attempts is the topic of what became of deliveries, where senders ask for
+	// subscriptions to be disabled, and DisablingGroup the consumer group that
+	// knows which of them were granted. If they are empty, nothing is granted.
+	Attempts, DisablingGroup string
 	// Ends returns the high watermarks of the event log.
 	Ends func(context.Context) ([]int64, error)
 	// Routed returns, by partition of the event log, the first offset that the
@@ -61,12 +65,19 @@ type Service struct {
 // New makes the service on a registry, which the caller runs.
 func New(cfg Config, reg *registry.Registry) (*Service, error) {
 	s := &Service{cfg: cfg, reg: reg}
+	var while func(context.Context, int32)
+	if cfg.Attempts != "" {
+		if err := kgo.ValidateOpts(s.grantOptions()...); err != nil {
+			return nil, fmt.Errorf("consume %s: %w", cfg.Attempts, err)
+		}
+		while = s.grant
+	}
 	var err error
 	s.group, err = writer.New(writer.Config[*batch]{
 		Kafka: cfg.Kafka, Topic: cfg.Topic, Group: cfg.Group,
 		TransactionalID: cfg.TransactionalID, Advertise: cfg.Advertise, Log: cfg.Log,
 		Begin: func(int32) *batch { return &batch{reg: reg, pending: map[string]*webhook.Subscription{}} },
-		Await: reg.Await, End: reg.End, Intent: []byte("intent"),
+		Await: reg.Await, End: reg.End, Intent: []byte("intent"), While: while,
 	})
 	return s, err
 }

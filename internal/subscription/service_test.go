@@ -28,6 +28,8 @@ type world struct {
 	t    *testing.T
 	conf kafka.Config
 	keys *seal.Keyring
+	// granting is the group with which the instances read the attempts; "" for not.
+	granting string
 
 	mu           sync.Mutex
 	ends, routed []int64
@@ -96,7 +98,12 @@ func (w *world) start(url string) *instance {
 		}
 		return position(&w.ends)(ctx)
 	}
+	var attempts string
+	if w.granting != "" {
+		attempts = w.conf.Topics().Attempts()
+	}
 	s, err := subscription.New(subscription.Config{
+		Attempts: attempts, DisablingGroup: w.conf.TopicPrefix + w.granting,
 		Kafka: testenv.Options(w.t, w.conf), Topic: w.conf.Topics().Subscriptions(), Group: w.conf.TopicPrefix + "subscriptions",
 		TransactionalID: w.conf.TopicPrefix + "subscriptions", Advertise: url,
 		Ends: ends, Routed: position(&w.routed),

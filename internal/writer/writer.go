@@ -68,7 +68,11 @@ type Config[B Batch] struct {
 	Await func(ctx context.Context, partition int32, offset int64) error
 	// End returns the partition's high watermark.
 	End func(ctx context.Context, partition int32) (int64, error)
-	Log *slog.Logger
+	// While, if set, runs for as long as a partition is assigned to this process:
+	// ctx ends when it no longer is. Run waits for it, but the partition's next
+	// owner does not.
+	While func(ctx context.Context, partition int32)
+	Log   *slog.Logger
 }
 
 const (
@@ -148,6 +152,9 @@ func (g *Group[B]) assigned(ctx context.Context, partitions []int32) {
 		o := &owner[B]{cfg: &g.cfg, partition: p, ops: make(chan *pending[B], queue), cancel: cancel, done: make(chan struct{})}
 		g.parts[p] = o
 		g.owners.Go(func() { o.run(ctx) })
+		if g.cfg.While != nil {
+			g.owners.Go(func() { g.cfg.While(ctx, p) })
+		}
 	}
 }
 
