@@ -212,8 +212,11 @@ func (s *server) listAppointments(w http.ResponseWriter, r *http.Request) {
 		Date: q.Get("date"), PatientID: q.Get("patient_id"), ProviderID: q.Get("provider_id"),
 		Status: appointment.Status(q.Get("status")),
 	}
-	if user.Role == session.Provider && f.ProviderID == "" {
+	switch { // who is shown only their own asks for it
+	case user.Role == session.Provider && f.ProviderID == "":
 		f.ProviderID = user.ID
+	case user.Role == session.Patient && f.PatientID == "":
+		f.PatientID = user.ID
 	}
 	s.question(w, r, func(ctx context.Context) (answer, error) {
 		if err := checkFilter(user, f); err != nil {

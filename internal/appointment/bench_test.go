@@ -102,19 +102,23 @@ func BenchmarkRestore(b *testing.B) {
 	}
 }
 
-// BenchmarkList measures the scan behind a list of one provider's day, among a
-// third as many appointments as there are events.
+// BenchmarkList measures lists of some and of none, among a third as many
+// appointments as there are events.
 func BenchmarkList(b *testing.B) {
+	everyone := func(*Appointment) bool { return true }
 	for _, n := range sizes(b) {
-		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			s := &Service{parts: []*calendars{folded(logOf(b, n))}}
-			f := Filter{ProviderID: "provider:7", Date: "2026-01-01"}
-			everyone := func(*Appointment) bool { return true }
-			for b.Loop() {
-				if found := s.find(f, everyone); len(found) == 0 {
-					b.Fatal("found none")
+		s := &Service{parts: []*calendars{folded(logOf(b, n))}}
+		for name, f := range map[string]Filter{
+			"provider's day": {ProviderID: "provider:7", Date: "2026-01-01"}, "patient": {PatientID: "patient:7"},
+			"date": {Date: "2026-01-02"}, "provider": {ProviderID: "provider:7"},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				found := 0
+				for b.Loop() {
+					found = len(s.find(f, everyone))
 				}
-			}
-		})
+				b.ReportMetric(float64(found), "found")
+			})
+		}
 	}
 }

@@ -19,6 +19,7 @@ const keyLife = 24 * time.Hour
 type calendars struct {
 	mu    sync.RWMutex
 	byID  map[string]*entry
+	index index
 	byDay map[day][]*Appointment // the active ones, in no order
 	keys  map[string]keyed
 	// aging are the keys, the oldest first.
@@ -50,7 +51,7 @@ type keyed struct {
 func (k keyed) alive(now time.Time) bool { return now.Sub(k.at) <= keyLife }
 
 func newCalendars() *calendars {
-	return &calendars{byID: map[string]*entry{}, byDay: map[day][]*Appointment{}, keys: map[string]keyed{}}
+	return &calendars{byID: map[string]*entry{}, index: newIndex(), byDay: map[day][]*Appointment{}, keys: map[string]keyed{}}
 }
 
 // fold applies records of the log. Those applied already, by the writer when it
@@ -95,6 +96,7 @@ func (c *calendars) apply(e events.Event, offset int64) {
 	before := en.now
 	en.now = Evolve(before, e)
 	en.offsets = append(en.offsets, offset)
+	c.index.move(en, before, en.now)
 	if before != nil && before.Status.Active() {
 		c.free(before)
 	}

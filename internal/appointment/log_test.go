@@ -176,6 +176,14 @@ func TestUnreadableEventStopsItsPartition(t *testing.T) {
 				if _, err := s.Get(deadline(t), "appointment:none"); !errors.Is(err, appointment.ErrUnavailable) {
 					t.Errorf("Get of what is not there: %v, want ErrUnavailable", err)
 				}
+				for _, f := range []appointment.Filter{{}, {Date: made.Date}, {PatientID: made.PatientID}, {ProviderID: broken}} {
+					if _, err := s.List(deadline(t), f, anyone); !errors.Is(err, appointment.ErrUnavailable) {
+						t.Errorf("List %+v: %v, want ErrUnavailable", f, err)
+					}
+				}
+				if found, err := s.List(deadline(t), appointment.Filter{ProviderID: well}, anyone); err != nil || len(found) == 0 {
+					t.Errorf("List of another partition's provider: %v, %v", found, err)
+				}
 			}
 			check(s, "11:00", "11:30")
 			s.stop()

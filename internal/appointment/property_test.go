@@ -82,7 +82,7 @@ func command(t *rapid.T, s *Service, b *batch, ids *[]string) []*kgo.Record {
 	if len(*ids) == 0 || rapid.IntRange(0, 2).Draw(t, "create") == 0 {
 		id = fmt.Sprintf("appointment:%d", len(*ids))
 		c := Create{
-			ID: id, PatientID: "patient:1", ProviderID: rapid.SampledFrom([]string{"provider:1", "provider:2"}).Draw(t, "provider"),
+			ID: id, PatientID: rapid.SampledFrom([]string{"patient:1", "patient:2"}).Draw(t, "patient"), ProviderID: rapid.SampledFrom([]string{"provider:1", "provider:2"}).Draw(t, "provider"),
 			Date: dates.Draw(t, "date"), Start: times.Draw(t, "start"), End: times.Draw(t, "end"), Notes: texts.Draw(t, "notes"), Location: texts.Draw(t, "location"),
 		}
 		facts, err = DecideCreate(c, b.taken)
@@ -166,6 +166,46 @@ func same(t *rapid.T, a, b *calendars) {
 		}
 		if !reflect.DeepEqual(want, c.byDay) {
 			t.Fatalf("the days hold %v, want %v", c.byDay, want)
+		}
+		indexed(t, c)
+	}
+}
+
+// indexed compares what the index finds with what all appointments hold, and
+// with nothing left over.
+func indexed(t *rapid.T, c *calendars) {
+	s := &Service{parts: []*calendars{c}}
+	everyone := func(*Appointment) bool { return true }
+	for _, patient := range []string{"", "patient:1", "patient:2"} {
+		for _, provider := range []string{"", "provider:1", "provider:2"} {
+			for _, date := range []string{"", "2026-03-02", "2026-03-03"} {
+				for _, status := range []Status{"", Scheduled, Cancelled} {
+					f := Filter{Date: date, PatientID: patient, ProviderID: provider, Status: status}
+					want := s.find(Filter{}, func(a *Appointment) bool { return f.matches(a) })
+					if got := s.find(f, everyone); !reflect.DeepEqual(got, want) {
+						t.Fatalf("%+v finds %d, want %d", f, len(got), len(want))
+					}
+				}
+			}
+		}
+	}
+	count := map[string]int{}
+	for name, entries := range map[string]map[string][]*entry{"provider": c.index.byProvider, "patient": c.index.byPatient} {
+		for _, of := range entries {
+			count[name] += len(of)
+		}
+	}
+	for _, providers := range c.index.byDate {
+		for _, of := range providers {
+			count["date"] += len(of)
+		}
+		if len(providers) == 0 {
+			t.Fatal("a date is kept for nothing")
+		}
+	}
+	for _, by := range []string{"provider", "patient", "date"} {
+		if count[by] != len(c.byID) {
+			t.Fatalf("by %s there are %d of %d appointments", by, count[by], len(c.byID))
 		}
 	}
 }

@@ -349,30 +349,30 @@ type Filter struct {
 }
 
 // List returns the appointments of the filter that the caller may see, by date
-// and start. Of calendars that can't be folded any further it has what was
-// before, unless it is of one provider.
+// and start.
 func (s *Service) List(ctx context.Context, f Filter, allowed func(*Appointment) bool) ([]*Appointment, error) {
 	if err := s.sync(ctx); err != nil {
 		return nil, err
 	}
-	if f.ProviderID != "" {
-		if err := s.current(events.Partition(f.ProviderID, int32(len(s.parts)))); err != nil {
+	of := events.Partition(f.ProviderID, int32(len(s.parts)))
+	for p := range s.parts {
+		if f.ProviderID != "" && int32(p) != of {
+			continue
+		}
+		if err := s.current(int32(p)); err != nil {
 			return nil, err
 		}
 	}
 	return s.find(f, allowed), nil
 }
 
-// find looks at every appointment: its cost grows with all that there ever were.
 func (s *Service) find(f Filter, allowed func(*Appointment) bool) []*Appointment {
 	found := []*Appointment{}
 	for _, c := range s.parts {
 		c.mu.RLock()
-		for _, en := range c.byID {
-			a := en.now
-			if (f.Date == "" || a.Date == f.Date) && (f.PatientID == "" || a.PatientID == f.PatientID) &&
-				(f.ProviderID == "" || a.ProviderID == f.ProviderID) && (f.Status == "" || a.Status == f.Status) && allowed(a) {
-				found = append(found, a)
+		for en := range c.candidates(f) {
+			if f.matches(en.now) && allowed(en.now) {
+				found = append(found, en.now)
 			}
 		}
 		c.mu.RUnlock()
