@@ -33,14 +33,15 @@ const (
 	maxRelayed = 4 << 20
 	// dialTimeout is short: an owner that can't be reached is soon replaced.
 	dialTimeout = 2 * time.Second
-	// commitAllowance is what an owner may take beyond its wait, for a commit.
-	commitAllowance = 10 * time.Second
+	// answerAllowance is what an owner may take beyond its own wait. A commit takes
+	// milliseconds; who takes longer may have been stopped, and is not waited for.
+	answerAllowance = time.Second
 )
 
 // newForwarder makes the client that commands go to other processes with.
 func newForwarder(wait time.Duration) *http.Client {
 	return &http.Client{
-		Timeout:       wait + commitAllowance,
+		Timeout:       wait + answerAllowance,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			Proxy:               nil, // the other processes are near

@@ -190,6 +190,27 @@ func TestForwardBroken(t *testing.T) {
 	}
 }
 
+// An owner that takes the command and is then silent, as one that is stopped, is
+// waited for as long as it may wait itself, and no longer.
+func TestForwardSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := bare(t, 5*time.Second)
+		s.forward.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			return near, nil
+		}
+		began := time.Now()
+		w := carry(s, func(int) (answer, error) { return answer{}, &appointment.ElsewhereError{URL: "http://stopped"} })
+		if took := time.Since(began); took != 6*time.Second {
+			t.Errorf("it was answered after %v", took)
+		}
+		if w.Code != 503 || !strings.Contains(w.Body.String(), `"code":"outcome_unknown"`) || w.Header().Get("Retry-After") != "1" {
+			t.Errorf("answer %d %s", w.Code, w.Body)
+		}
+	})
+}
+
 func TestPanicsAreAnswered(t *testing.T) {
 	s := bare(t, time.Minute)
 	w := httptest.NewRecorder()
