@@ -53,6 +53,9 @@ type Config struct {
 type Router struct {
 	cfg     Config
 	metrics *metrics
+	// most is how many events the next batch may have; only Run's goroutine
+	// touches it.
+	most int
 }
 
 // errFatal is wrapped by errors after which going on would lose or repeat
@@ -68,13 +71,20 @@ const (
 	maxBuffered = 32 << 20
 	// maxKept is how large an unreadable record can be and still fit, encoded, into
 	// its dead letter; of a larger one only the position is kept.
-	maxKept            = 512 << 10
+	maxKept = 512 << 10
+	// routeTimeout bounds the routing of a batch, endTimeout the transaction's end
+	// after it. The broker's own time-out is longer than both together.
+	routeTimeout       = 15 * time.Second
+	endTimeout         = 10 * time.Second
 	transactionTimeout = 30 * time.Second
-	commitTimeout      = 20 * time.Second
+	// initTimeout bounds the beginning of a session.
+	initTimeout = 20 * time.Second
 )
 
 // New makes a router; Run joins the group.
-func New(cfg Config) *Router { return &Router{cfg: cfg, metrics: newMetrics(cfg.Metrics)} }
+func New(cfg Config) *Router {
+	return &Router{cfg: cfg, metrics: newMetrics(cfg.Metrics), most: maxPoll}
+}
 
 func (r *Router) join() (*kgo.GroupTransactSession, error) {
 	return kgo.NewGroupTransactSession(append(slices.Clone(r.cfg.Kafka),
@@ -132,7 +142,7 @@ func (r *Router) session(ctx context.Context) error {
 		return err
 	}
 	for {
-		fetches := s.PollRecords(ctx, maxPoll)
+		fetches := s.PollRecords(ctx, r.most)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -149,7 +159,7 @@ func (r *Router) session(ctx context.Context) error {
 }
 
 func initialise(ctx context.Context, client *kgo.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
 	defer cancel()
 	if _, _, err := client.ProducerID(ctx); err != nil {
 		return fmt.Errorf("initialise the transactional id: %w", err)
@@ -176,20 +186,15 @@ func (r *Router) fatal(fetches kgo.Fetches) error {
 // batch routes what was fetched, in one transaction.
 func (r *Router) batch(ctx context.Context, s *kgo.GroupTransactSession, fetches kgo.Fetches) error {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
-	defer cancel()
 	if err := s.Begin(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
-	// After the fetch: a change that was acknowledged before one of these events
-	// was even asked for is before this end.
-	failed := r.cfg.Subscriptions.Sync(ctx)
-	if failed == nil {
-		failed = r.route(ctx, s, fetches)
-	}
+	failed := r.attempt(ctx, s, fetches)
 	if failed != nil {
-		r.cfg.Log.Warn("batch is routed again", "error", failed)
+		r.cfg.Log.Warn("batch is routed again", "events", fetches.NumRecords(), "error", failed)
 	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
 	// Not committed without an error means that the group rebalanced: the session
 	// has gone back, and the batch comes again, here or elsewhere.
 	committed, err := s.End(ctx, kgo.TransactionEndTry(failed == nil))
@@ -211,6 +216,27 @@ func (r *Router) batch(ctx context.Context, s *kgo.GroupTransactSession, fetches
 	return nil
 }
 
+// attempt routes a batch in the time that there is, or not at all.
+func (r *Router) attempt(ctx context.Context, s *kgo.GroupTransactSession, fetches kgo.Fetches) error {
+	ctx, cancel := context.WithTimeout(ctx, routeTimeout)
+	defer cancel()
+	// After the fetch: a change that was acknowledged before one of these events
+	// was even asked for is before this end.
+	if err := r.cfg.Subscriptions.Sync(ctx); err != nil {
+		return err
+	}
+	began, events := time.Now(), fetches.NumRecords()
+	err := r.route(ctx, s, fetches)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		// Events that match so many subscriptions would take as long each time.
+		r.most = max(1, events/2)
+	case err == nil && events >= r.most && time.Since(began) < routeTimeout/4: // twice as many have time too
+		r.most = min(maxPoll, 2*r.most)
+	}
+	return err
+}
+
 // route produces what the events lead to while it goes through them: what is
 // not on its way to the broker yet is bounded by the client's buffer, not by how
 // many subscriptions match.
@@ -220,6 +246,9 @@ func (r *Router) route(ctx context.Context, s *kgo.GroupTransactSession, fetches
 		err  error
 	)
 	fetches.EachRecord(func(rec *kgo.Record) {
+		if err == nil {
+			err = context.Cause(ctx)
+		}
 		if err == nil && !rec.Attrs.IsControl() {
 			err = r.routeOne(rec, func(out *kgo.Record) { s.Produce(ctx, out, sent.Promise()) })
 		}

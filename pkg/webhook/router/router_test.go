@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -27,7 +28,8 @@ import (
 // bench is a router with what it needs, on its own topics.
 type bench struct {
 	t      *testing.T
-	conf   kafka.Config
+	conf   kafka.Config // not in virtual time
+	opts   []kgo.Opt
 	topics webhook.Topics
 	client *kgo.Client
 	adm    *kadm.Client
@@ -36,25 +38,31 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	conf := testenv.Kafka(t, nil)
 	client := testenv.Client(t, conf, kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	return &bench{t, conf, conf.Topics(), client, kadm.NewClient(client)}
+	return &bench{t, conf, testenv.Options(t, conf), conf.Topics(), client, kadm.NewClient(client)}
 }
 
-func (b *bench) group() string { return b.conf.TopicPrefix + "router" }
+func (b *bench) group() string { return b.topics.Prefix + "router" }
 
 // start runs a router until the returned function is called, which fails the
 // test if the router failed.
 func (b *bench) start(id string) (stop func()) {
 	b.t.Helper()
+	return b.startWith(id, func(r *registry.Registry) router.Subscriptions { return r })
+}
+
+// startWith is start with something between the router and its table.
+func (b *bench) startWith(id string, between func(*registry.Registry) router.Subscriptions) (stop func()) {
+	b.t.Helper()
 	if err := router.Begin(b.t.Context(), b.adm, b.topics, b.group(), ""); err != nil {
 		b.t.Fatalf("begin: %v", err)
 	}
-	reg, err := registry.New(registry.Config{Kafka: testenv.Options(b.t, b.conf), Topic: b.topics.Subscriptions(), Log: testenv.Log(b.t)})
+	reg, err := registry.New(registry.Config{Kafka: b.opts, Topic: b.topics.Subscriptions(), Log: testenv.Log(b.t)})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	rt := router.New(router.Config{
-		Kafka: testenv.Options(b.t, b.conf), Topics: b.topics, Group: b.group(),
-		TransactionalID: b.group() + "-" + id, Subscriptions: reg, Log: testenv.Log(b.t),
+		Kafka: b.opts, Topics: b.topics, Group: b.group(),
+		TransactionalID: b.group() + "-" + id, Subscriptions: between(reg), Log: testenv.Log(b.t),
 	})
 	ctx, cancel := context.WithCancel(b.t.Context())
 	reading := make(chan error, 1)
@@ -125,10 +133,32 @@ func newSubscription(n int) *webhook.Subscription {
 	return &webhook.Subscription{ID: fmt.Sprintf("webhook_subscription:%d", n), TargetURL: "http://localhost/", Secret: "sealed"}
 }
 
+// read returns the first n committed records of a topic.
+func (b *bench) read(topic string, n int) []*kgo.Record {
+	b.t.Helper()
+	client, err := kgo.NewClient(append(slices.Clone(b.opts), kgo.ConsumeTopics(topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Hour) // virtual time may be long
+	defer cancel()
+	var records []*kgo.Record
+	for len(records) < n {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err0(); err != nil {
+			b.t.Fatalf("read %d records of %s, have %d: %v", n, topic, len(records), err)
+		}
+		records = append(records, fetches.Records()...)
+	}
+	return records
+}
+
 func (b *bench) deliveries(n int) map[string]*webhook.Delivery {
 	b.t.Helper()
 	found := map[string]*webhook.Delivery{}
-	for _, r := range testenv.Read(b.t, b.conf, b.topics.Deliveries(), n) {
+	for _, r := range b.read(b.topics.Deliveries(), n) {
 		d, err := webhook.ParseDelivery(r)
 		if err != nil {
 			b.t.Fatal(err)
@@ -229,7 +259,7 @@ func TestBadRecords(t *testing.T) {
 	defer stop()
 	b.deliveries(1)
 	var dead webhook.DeadLetter
-	if err := json.Unmarshal(testenv.Read(t, b.conf, b.topics.DeadLetters(), 1)[0].Value, &dead); err != nil {
+	if err := json.Unmarshal(b.read(b.topics.DeadLetters(), 1)[0].Value, &dead); err != nil {
 		t.Fatal(err)
 	}
 	if dead.Reason != webhook.ReasonUnreadable || dead.Source != webhook.SourceOf(bad) || dead.Error == "" || string(dead.Record.Value) != "{" {
