@@ -103,7 +103,10 @@ func (h *historian) faults(p *plan, d *harness.Deployment) []fault {
 		p.pace(suspension, suspension)
 		victim.Resume()
 	}}
-	return append([]fault{kill, kill, stall}, p.brokers()...)
+	overtaken := fault{"SIGSTOP of an owner with commands under way", func(struck func(...string)) {
+		h.overtake(p, d, adm, pick(p.rand, owners()), struck)
+	}}
+	return append([]fault{kill, kill, stall, overtaken}, p.brokers()...)
 }
 
 // owned returns the partitions that an instance writes.
@@ -141,6 +144,9 @@ type historian struct {
 	t     *testing.T
 	api   *api
 	reads atomic.Int64
+	// overtaken counts how often an owner was; only the test's own goroutine
+	// touches it.
+	overtaken int
 
 	mu       sync.Mutex
 	commands []*command
