@@ -23,7 +23,7 @@ const lookAgain = 50 * time.Millisecond
 // who does: then the request goes there. While nobody writes what it is about,
 // it waits.
 func (s *server) command(w http.ResponseWriter, r *http.Request, body []byte, do func(context.Context, appointment.Meta) (answer, error)) {
-	meta, forwarded, err := commandMeta(r, body)
+	meta, forwarded, err := s.commandMeta(r, body)
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -65,12 +65,11 @@ func (s *server) command(w http.ResponseWriter, r *http.Request, body []byte, do
 
 // commandMeta returns what comes with a command besides what it asks for, and
 // whether another process sent it here.
-func commandMeta(r *http.Request, body []byte) (m appointment.Meta, forwarded bool, err error) {
+func (s *server) commandMeta(r *http.Request, body []byte) (m appointment.Meta, forwarded bool, err error) {
 	user := signedInUser(r)
 	m = appointment.Meta{Actor: user.ID, Allowed: allowed(user)}
-	if id, err := uuid.Parse(r.Header.Get(headerCommand)); err == nil && id.String() == r.Header.Get(headerCommand) {
-		m.Command, forwarded = id.String(), true
-	} else {
+	m.Command = r.Header.Get(headerCommand)
+	if forwarded = m.Command != "" && s.cfg.Peers.Vouched(r.Header.Get(headerProof), vouched(r, body, m.Command)...); !forwarded {
 		m.Command = uuid.NewString()
 	}
 	key := r.Header.Get(headerKey)

@@ -121,7 +121,7 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	sessions, err := session.NewStore(session.StoreConfig{Redis: d.redis, Prefix: d.prefix})
 	check(t, err)
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Users: known, Sessions: sessions,
+		Appointments: appointments, Subscriptions: subscriptions, Users: known, Sessions: sessions, Peers: d.keys,
 		Origins: []string{origin}, HandoverWait: 20 * time.Second, Log: log, Metrics: in.metrics,
 	})
 	check(t, err)

@@ -20,9 +20,11 @@ import (
 )
 
 const (
-	// headerCommand carries a command's id, minted where it entered. A request
-	// that has one is not forwarded again.
+	// headerCommand carries a command's id, minted where it entered, and
+	// headerProof that it was an instance that did. A request that has both is not
+	// forwarded again; what anybody else sends as such counts for nothing.
 	headerCommand = "X-Command-Id"
+	headerProof   = "X-Command-Proof"
 	// headerOutcome of an answer says, with the value nothingDone, that a
 	// forwarded command came to the wrong process and can be sent to the right one.
 	headerOutcome = "X-Command-Outcome"
@@ -101,6 +103,7 @@ func (s *server) send(ctx context.Context, r *http.Request, body []byte, base, c
 	req.Header = r.Header.Clone()
 	dropHops(req.Header)
 	req.Header.Set(headerCommand, command)
+	req.Header.Set(headerProof, s.cfg.Peers.Vouch(vouched(r, body, command)...))
 	if r.Method != http.MethodPost {
 		req.Header.Del(headerKey) // means nothing there, except to the transport
 	}
@@ -119,6 +122,12 @@ func (s *server) send(ctx context.Context, r *http.Request, body []byte, base, c
 	}
 	answer.Body = io.NopCloser(bytes.NewReader(content))
 	return answer, nil
+}
+
+// vouched is what of a forwarded command is vouched for. The user is signed in
+// anew where it arrives.
+func vouched(r *http.Request, body []byte, command string) [][]byte {
+	return [][]byte{[]byte(command), []byte(r.Method), []byte(r.URL.EscapedPath()), []byte(r.URL.RawQuery), body}
 }
 
 // relay answers with the answer of another process.

@@ -17,15 +17,25 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/seal"
 	"github.com/arsmedicatech/webhooks/internal/testenv"
 	"github.com/arsmedicatech/webhooks/internal/writer"
 )
 
 func bare(t *testing.T, wait time.Duration) *server {
 	t.Helper()
-	s := &server{cfg: Config{HandoverWait: wait, Log: testenv.Log(t)}, forward: newForwarder(wait)}
+	s := &server{cfg: Config{HandoverWait: wait, Log: testenv.Log(t), Peers: peers(t)}, forward: newForwarder(wait)}
 	t.Cleanup(s.forward.CloseIdleConnections)
 	return s
+}
+
+func peers(t *testing.T) *seal.Keyring {
+	t.Helper()
+	keys, err := seal.Parse(seal.NewKey("test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }
 
 // carry has a server answer a command whose outcome is decided by do.
@@ -121,13 +131,63 @@ func TestForwardedAsItCame(t *testing.T) {
 	}
 }
 
+// What another instance has forwarded is not forwarded again.
 func TestForwardedOnce(t *testing.T) {
-	owner := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was forwarded again") }))
+	s := bare(t, time.Hour)
+	yetAnother := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was forwarded again") }))
+	defer yetAnother.Close()
+	var requests atomic.Int32
+	owner := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		body, _ := io.ReadAll(r.Body)
+		s.command(w, r, body, func(_ context.Context, m appointment.Meta) (answer, error) {
+			if m.Command != r.Header.Get(headerCommand) {
+				t.Errorf("the command is %s and was forwarded as %s", m.Command, r.Header.Get(headerCommand))
+			}
+			return answer{}, &appointment.ElsewhereError{URL: yetAnother.URL}
+		})
+	}))
 	defer owner.Close()
-	w := carry(bare(t, time.Hour), func(int) (answer, error) { return answer{}, &appointment.ElsewhereError{URL: owner.URL} },
-		headerCommand, uuid.NewString())
-	if w.Code != 503 || w.Header().Get(headerOutcome) != nothingDone || w.Header().Get("Retry-After") != "1" {
-		t.Errorf("answer %d %v %s", w.Code, w.Header(), w.Body)
+	w := carry(s, func(try int) (answer, error) {
+		if try == 1 {
+			return answer{}, &appointment.ElsewhereError{URL: owner.URL}
+		}
+		return answer{status: 200, body: messageBody{Success: true}}, nil
+	})
+	if n := requests.Load(); w.Code != 200 || n != 1 {
+		t.Errorf("answer %d after %d requests: %s", w.Code, n, w.Body)
+	}
+}
+
+// Only another instance can say that it has forwarded a command, and under which
+// id; from anybody else it is a command like others.
+func TestForwardedByNobody(t *testing.T) {
+	s := bare(t, time.Minute)
+	id := uuid.NewString()
+	request := httptest.NewRequest(http.MethodPost, "/api/appointments/appointment%3A1/cancel?x=a%20b", nil)
+	proof := s.cfg.Peers.Vouch(vouched(request, []byte(`{"reason":"ill"}`), id)...)
+	for name, c := range map[string]struct {
+		id, proof string
+		believed  bool
+	}{
+		"an instance": {id, proof, true}, "no proof": {id, "", false}, "another id": {uuid.NewString(), proof, false}, "no id": {"", proof, false},
+		"another's proof": {id, peers(t).Vouch(vouched(request, []byte(`{"reason":"ill"}`), id)...), false},
+		"another body":    {id, s.cfg.Peers.Vouch(vouched(request, []byte(`{"reason":"well"}`), id)...), false},
+		"nothing":         {"", s.cfg.Peers.Vouch(vouched(request, []byte(`{"reason":"ill"}`), "")...), false},
+	} {
+		w := httptest.NewRecorder()
+		r := request.Clone(t.Context())
+		r.Header.Set(headerCommand, c.id)
+		r.Header.Set(headerProof, c.proof)
+		s.command(w, r, []byte(`{"reason":"ill"}`), func(_ context.Context, m appointment.Meta) (answer, error) {
+			if err := uuid.Validate(m.Command); (m.Command == id) != c.believed || err != nil {
+				t.Errorf("%s: the command is %q", name, m.Command)
+			}
+			return answer{status: 200, body: messageBody{Success: true}}, nil
+		})
+		if w.Code != 200 {
+			t.Errorf("%s: answer %d %s", name, w.Code, w.Body)
+		}
 	}
 }
 

@@ -25,6 +25,8 @@ type Config struct {
 	Subscriptions *subscription.Service
 	Users         *session.Users
 	Sessions      *session.Store
+	// Peers tells requests of the other instances from those of anybody else.
+	Peers Peers
 	// Origins are the web pages' origins ("https://app.example.org") from which
 	// browsers may use the API with the session's cookie.
 	Origins []string
@@ -38,6 +40,15 @@ type Config struct {
 	Now func() time.Time
 }
 
+// Peers vouches for what is sent to the other instances.
+type Peers interface {
+	// Vouch returns a proof, which fits in a header, that the parts come from an
+	// instance.
+	Vouch(parts ...[]byte) string
+	// Vouched says whether the proof is of the parts.
+	Vouched(proof string, parts ...[]byte) bool
+}
+
 func (c Config) withDefaults() (Config, error) {
 	if c.HandoverWait == 0 {
 		c.HandoverWait = 5 * time.Second
@@ -49,8 +60,8 @@ func (c Config) withDefaults() (Config, error) {
 		c.Now = time.Now
 	}
 	switch {
-	case c.Appointments == nil || c.Subscriptions == nil || c.Users == nil || c.Sessions == nil:
-		return c, errors.New("api: Config needs Appointments, Subscriptions, Users and Sessions")
+	case c.Appointments == nil || c.Subscriptions == nil || c.Users == nil || c.Sessions == nil || c.Peers == nil:
+		return c, errors.New("api: Config needs Appointments, Subscriptions, Users, Sessions and Peers")
 	case c.HandoverWait < 0:
 		return c, fmt.Errorf("api: a hand-over wait of %v makes no sense", c.HandoverWait)
 	}

@@ -207,7 +207,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 		return err
 	}
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Users: p.users, Sessions: p.sessions,
+		Appointments: appointments, Subscriptions: subscriptions, Users: p.users, Sessions: p.sessions, Peers: p.keys,
 		Origins: a.Origins, HandoverWait: a.HandoverWait, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {

@@ -5,8 +5,12 @@ package seal
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,6 +22,8 @@ import (
 type Keyring struct {
 	first string
 	keys  map[string]cipher.AEAD
+	// vouch are the keys of Vouch, derived from the same.
+	vouch [][]byte
 }
 
 // overhead is what sealing adds, in bytes: the nonce and the tag.
@@ -50,6 +56,11 @@ func Parse(text string) (*Keyring, error) {
 		if k.keys[name], err = cipher.NewGCMWithRandomNonce(block); err != nil {
 			return nil, fmt.Errorf("key %d: %w", i+1, err)
 		}
+		vouch, err := hkdf.Key(sha256.New, key, nil, "vouch", sha256.Size)
+		if err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		k.vouch = append(k.vouch, vouch)
 		if i == 0 {
 			k.first = name
 		}
@@ -80,4 +91,39 @@ func (k *Keyring) Open(owner, sealed string) (string, error) {
 		return "", errors.New("the sealed secret does not open: it was sealed with another key, or for another subscription")
 	}
 	return string(secret), nil
+}
+
+// Vouch returns a proof, of printable ASCII, that the parts come from somebody
+// who has the keys. It holds a code for each, so that it is also understood
+// where only the new or only the old ones are, while keys are changed.
+func (k *Keyring) Vouch(parts ...[]byte) string {
+	return strings.Join(k.codes(parts), ",")
+}
+
+// Vouched says whether the proof is what Vouch returned for the same parts, with
+// one key at least that both have.
+func (k *Keyring) Vouched(proof string, parts ...[]byte) bool {
+	known := k.codes(parts)
+	for one := range strings.SplitSeq(proof, ",") {
+		for _, code := range known {
+			if hmac.Equal([]byte(one), []byte(code)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// codes authenticates the parts, and where each ends, with each key.
+func (k *Keyring) codes(parts [][]byte) []string {
+	codes := make([]string, len(k.vouch))
+	for i, key := range k.vouch {
+		mac := hmac.New(sha256.New, key)
+		for _, p := range parts {
+			mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(p))))
+			mac.Write(p)
+		}
+		codes[i] = base64.RawStdEncoding.EncodeToString(mac.Sum(nil))
+	}
+	return codes
 }

@@ -116,3 +116,35 @@ func TestMalformedKeys(t *testing.T) {
 		})
 	}
 }
+
+func TestVouch(t *testing.T) {
+	old, young := seal.NewKey("old"), seal.NewKey("young")
+	parts := func(texts ...string) (all [][]byte) {
+		for _, text := range texts {
+			all = append(all, []byte(text))
+		}
+		return all
+	}
+	proof := keyring(t, young+","+old).Vouch(parts("id", "body")...)
+	for name, c := range map[string]struct {
+		k     *seal.Keyring
+		proof string
+		parts [][]byte
+		want  bool
+	}{
+		"both keys":        {keyring(t, old+","+young), proof, parts("id", "body"), true},
+		"old key":          {keyring(t, old), proof, parts("id", "body"), true},
+		"young key":        {keyring(t, young), proof, parts("id", "body"), true},
+		"another key":      {keyring(t, seal.NewKey("old")), proof, parts("id", "body"), false},
+		"another part":     {keyring(t, old), proof, parts("id", "Body"), false},
+		"fewer parts":      {keyring(t, old), proof, parts("id"), false},
+		"parts elsewhere":  {keyring(t, old), proof, parts("idb", "ody"), false},
+		"no proof":         {keyring(t, old), "", parts("id", "body"), false},
+		"a cut proof":      {keyring(t, young), proof[:20], parts("id", "body"), false},
+		"proof of nothing": {keyring(t, old), keyring(t, old).Vouch(), parts("id", "body"), false},
+	} {
+		if got := c.k.Vouched(c.proof, c.parts...); got != c.want {
+			t.Errorf("%s: vouched is %v, want %v", name, got, c.want)
+		}
+	}
+}
