@@ -33,7 +33,7 @@ func (c *topicsApplyCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return &run.UsageError{Err: fmt.Errorf("RETRY_SCHEDULE: %w", err)}
 	}
-	for _, err := range []error{c.Kafka.Validate(), c.Settings.Validate()} {
+	for _, err := range []error{c.Kafka.Check(), c.Settings.Validate()} {
 		if err != nil {
 			return &run.UsageError{Err: err}
 		}

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -51,7 +50,7 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) {
 // signIn verifies the password, within the limits of failed sign-ins.
 func (s *server) signIn(r *http.Request, username, password string) (session.User, string, error) {
 	ctx := r.Context()
-	from := address(r)
+	from := s.address(r)
 	try, err := s.cfg.Sessions.Try(ctx, username, from)
 	if err != nil {
 		if _, ok := errors.AsType[*session.TooManyError](err); ok {
@@ -82,21 +81,39 @@ func (s *server) signIn(r *http.Request, username, password string) (session.Use
 
 // address returns where the request came from: an IPv4 address, or the network
 // of an IPv6 address, which is what one customer is given.
-func address(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+func (s *server) address(r *http.Request) string {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
 	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return host
-	}
-	if ip = ip.Unmap().WithZone(""); ip.Is6() {
+	ip := s.client(at.Addr(), r.Header.Values("X-Forwarded-For"))
+	if ip.Is6() {
 		const customer = 64
 		return netip.PrefixFrom(ip, customer).Masked().String()
 	}
 	return ip.String()
 }
+
+// client returns the last address that no trusted proxy has: each says whom it
+// had the request from, and behind the first that is not trusted anybody can
+// have said anything.
+func (s *server) client(ip netip.Addr, forwarded []string) netip.Addr {
+	hops := strings.Split(strings.Join(forwarded, ","), ",")
+	for ip = plain(ip); s.trusts(ip) && len(hops) > 0; hops = hops[:len(hops)-1] {
+		before, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1]))
+		if err != nil {
+			break
+		}
+		ip = plain(before)
+	}
+	return ip
+}
+
+func (s *server) trusts(ip netip.Addr) bool {
+	return slices.ContainsFunc(s.cfg.Proxies, func(n netip.Prefix) bool { return n.Contains(ip) })
+}
+
+func plain(ip netip.Addr) netip.Addr { return ip.Unmap().WithZone("") }
 
 // cookie returns the session's cookie, or with an empty token the one that
 // removes it. It lasts as long as the browser; the session ends in Redis.

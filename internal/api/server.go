@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -30,6 +31,9 @@ type Config struct {
 	// Origins are the web pages' origins ("https://app.example.org") from which
 	// browsers may use the API with the session's cookie.
 	Origins []string
+	// Proxies are the networks of the proxies before the API: only their
+	// X-Forwarded-For is believed.
+	Proxies []netip.Prefix
 	// HandoverWait is how long a command waits for somebody to write its
 	// calendar before it is answered with 503. Default 5 s.
 	HandoverWait time.Duration

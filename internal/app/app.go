@@ -18,6 +18,7 @@ import (
 
 	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/run"
+	"github.com/arsmedicatech/webhooks/internal/seal"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -82,15 +83,32 @@ type Targets struct {
 }
 
 func (t Targets) networks() ([]netip.Prefix, error) {
-	var networks []netip.Prefix
-	for _, text := range t.AllowNetworks {
+	return networks("ALLOW_NETWORKS", t.AllowNetworks)
+}
+
+// networks reads those of a setting.
+func networks(setting string, texts []string) ([]netip.Prefix, error) {
+	var found []netip.Prefix
+	for _, text := range texts {
 		n, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			return nil, fmt.Errorf("ALLOW_NETWORKS: %q is not a network such as 10.1.0.0/16", text)
+			return nil, fmt.Errorf("%s: %q is not a network such as 10.1.0.0/16", setting, text)
 		}
-		networks = append(networks, n)
+		found = append(found, n)
 	}
-	return networks, nil
+	return found, nil
+}
+
+// sealingKeys reads SEALING_KEYS.
+func sealingKeys(text string) (*seal.Keyring, error) {
+	if text == "" {
+		return nil, errors.New("SEALING_KEYS is not set: make a key with webhooks keys new, and give the same to appointments and webhook-sender")
+	}
+	keys, err := seal.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("SEALING_KEYS: %w", err)
+	}
+	return keys, nil
 }
 
 // Retries is the schedule of retries.
@@ -106,12 +124,11 @@ func (r Retries) parse() (webhook.Schedule, error) {
 	return s, nil
 }
 
-// invalid marks errors of settings.
+// invalid marks errors of settings, all that there are: who has set none learns
+// of all at once.
 func invalid(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return &run.UsageError{Err: err}
-		}
+	if err := errors.Join(errs...); err != nil {
+		return &run.UsageError{Err: err}
 	}
 	return nil
 }

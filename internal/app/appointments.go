@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -39,6 +40,7 @@ type Appointments struct {
 	Listen          string        `name:"listen" env:"LISTEN" default:":5000" help:"Address of the API."`
 	AdvertiseURL    string        `name:"advertise-url" env:"ADVERTISE_URL" placeholder:"URL" help:"Where the other instances reach this one's API. Default: the host's name and the port of LISTEN."`
 	Origins         []string      `name:"cors-origins" env:"CORS_ORIGINS" placeholder:"ORIGIN" help:"Origins of web pages that may use the API with cookies, such as https://app.example.org; by default none."`
+	Proxies         []string      `name:"trusted-proxies" env:"TRUSTED_PROXIES" placeholder:"CIDR" help:"Networks of the proxies before the API, whose X-Forwarded-For says where a sign-in comes from; by default none."`
 	TransactionalID string        `name:"transactional-id" env:"TRANSACTIONAL_ID" default:"appointments" help:"What the transactional ids of the log's writers begin with. The same for all instances: it keeps two from writing one calendar."`
 	HandoverWait    time.Duration `name:"handover-wait" env:"HANDOVER_WAIT" default:"5s" help:"How long a command waits while its calendar changes hands, before it is answered with 503."`
 
@@ -55,16 +57,24 @@ func (a *Appointments) Common() *run.Settings { return &a.Settings }
 
 func (a *Appointments) validate() error {
 	switch {
-	case a.SealingKeys == "":
-		return errors.New("SEALING_KEYS is not set: make a key with webhooks keys new, and give the same to appointments and webhook-sender")
-	case a.UsersFile == "":
-		return errors.New("USERS_FILE is not set: name a JSON file of users, see the README")
 	case a.HandoverWait <= 0 || a.HandoverWait > maxHandover:
 		return fmt.Errorf("HANDOVER_WAIT must be more than 0s and at most %v", maxHandover)
 	case a.TransactionalID == "":
 		return errors.New("TRANSACTIONAL_ID must not be empty")
 	}
-	return a.Kafka.Validate()
+	return nil
+}
+
+// users reads USERS_FILE.
+func (a *Appointments) users() (*session.Users, error) {
+	if a.UsersFile == "" {
+		return nil, errors.New("USERS_FILE is not set: name a JSON file of users, see the README")
+	}
+	users, err := session.LoadUsers(a.UsersFile)
+	if err != nil {
+		return nil, fmt.Errorf("USERS_FILE: %w", err)
+	}
+	return users, nil
 }
 
 // advertise returns where other instances reach this one.
@@ -93,22 +103,17 @@ func (a *Appointments) advertise(l net.Listener) (string, error) {
 // Run implements run.Program.
 func (a *Appointments) Run(ctx context.Context, env *run.Env) error {
 	redisOpts, redisErr := a.Redis.options()
-	networks, networksErr := a.Targets.networks()
+	allowed, networksErr := a.Targets.networks()
+	proxies, proxiesErr := networks("TRUSTED_PROXIES", a.Proxies)
 	opts, optErr := a.Kafka.Options(env.Log)
-	if err := invalid(a.validate(), redisErr, networksErr, optErr); err != nil {
+	keys, keysErr := sealingKeys(a.SealingKeys)
+	users, usersErr := a.users()
+	if err := invalid(a.Kafka.Check(), redisErr, keysErr, usersErr, a.validate(), networksErr, proxiesErr, optErr); err != nil {
 		return err
 	}
-	keys, keysErr := seal.Parse(a.SealingKeys)
-	if keysErr != nil {
-		keysErr = fmt.Errorf("SEALING_KEYS: %w", keysErr)
-	}
-	users, usersErr := session.LoadUsers(a.UsersFile)
-	if usersErr != nil {
-		usersErr = fmt.Errorf("USERS_FILE: %w", usersErr)
-	}
-	targets, targetsErr := endpoint.New(endpoint.Config{AllowNetworks: networks})
-	if err := invalid(keysErr, usersErr, targetsErr); err != nil {
-		return err
+	targets, err := endpoint.New(endpoint.Config{AllowNetworks: allowed})
+	if err != nil {
+		return invalid(err)
 	}
 	defer targets.Close()
 	sessions, err := session.NewStore(session.StoreConfig{Redis: redisOpts, Prefix: a.Kafka.TopicPrefix + "session:"})
@@ -140,7 +145,7 @@ func (a *Appointments) Run(ctx context.Context, env *run.Env) error {
 		return run.ListenAndServe(until, l, handler, env.Log)
 	})
 	g.Go(func() error {
-		parts := parts{opts: opts, keys: keys, users: users, sessions: sessions, targets: targets, own: own, ready: handler}
+		parts := parts{opts: opts, keys: keys, users: users, sessions: sessions, targets: targets, proxies: proxies, own: own, ready: handler}
 		return quiet(ctx, a.serve(gctx, ctx, env, parts))
 	})
 	return g.Wait()
@@ -160,6 +165,7 @@ type parts struct {
 	users    *session.Users
 	sessions *session.Store
 	targets  *endpoint.Client
+	proxies  []netip.Prefix
 	own      string
 	ready    *gate
 }
@@ -208,7 +214,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	}
 	handler, err := api.New(api.Config{
 		Appointments: appointments, Subscriptions: subscriptions, Users: p.users, Sessions: p.sessions, Peers: p.keys,
-		Origins: a.Origins, HandoverWait: a.HandoverWait, Log: env.Log, Metrics: env.Metrics,
+		Origins: a.Origins, Proxies: p.proxies, HandoverWait: a.HandoverWait, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {
 		return invalid(fmt.Errorf("CORS_ORIGINS: %w", err))

@@ -32,7 +32,7 @@ func (r *Router) Common() *run.Settings { return &r.Settings }
 func (r *Router) Run(ctx context.Context, env *run.Env) error {
 	id, err := r.Instance.id()
 	opts, optErr := r.Kafka.Options(env.Log)
-	if err := invalid(r.Kafka.Validate(), router.CheckFrom(r.From), err, optErr); err != nil {
+	if err := invalid(r.Kafka.Check(), router.CheckFrom(r.From), err, optErr); err != nil {
 		return err
 	}
 	topics := r.Kafka.Topics()

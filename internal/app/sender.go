@@ -12,7 +12,6 @@ import (
 
 	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/run"
-	"github.com/arsmedicatech/webhooks/internal/seal"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
@@ -48,8 +47,6 @@ func (s *Sender) Common() *run.Settings { return &s.Settings }
 
 func (s *Sender) validate() error {
 	switch {
-	case s.SealingKeys == "":
-		return errors.New("SEALING_KEYS is not set: make a key with webhooks keys new, and give the same to appointments and webhook-sender")
 	case s.Timeout < time.Millisecond || s.Timeout > time.Minute:
 		return errors.New("REQUEST_TIMEOUT must be between 1ms and 1m")
 	case s.InFlight < 1 || s.PerEndpoint < 1:
@@ -59,7 +56,7 @@ func (s *Sender) validate() error {
 	case s.MarkLife < time.Hour:
 		return errors.New("MARK_LIFE must be at least 1h")
 	}
-	return s.Kafka.Validate()
+	return nil
 }
 
 // Run implements run.Program.
@@ -68,12 +65,9 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	schedule, scheduleErr := s.Retries.parse()
 	networks, networksErr := s.Targets.networks()
 	opts, optErr := s.Kafka.Options(env.Log)
-	if err := invalid(s.validate(), redisErr, scheduleErr, networksErr, optErr); err != nil {
+	keys, keysErr := sealingKeys(s.SealingKeys)
+	if err := invalid(s.Kafka.Check(), redisErr, keysErr, s.validate(), scheduleErr, networksErr, optErr); err != nil {
 		return err
-	}
-	keys, err := seal.Parse(s.SealingKeys)
-	if err != nil {
-		return invalid(fmt.Errorf("SEALING_KEYS: %w", err))
 	}
 	client, err := endpoint.New(endpoint.Config{
 		Timeout: s.Timeout, AllowNetworks: networks, UserAgent: webhook.UserAgent,

@@ -40,8 +40,10 @@ type Config struct {
 // Topics names the deployment's topics.
 func (c Config) Topics() webhook.Topics { return webhook.Topics{Prefix: c.TopicPrefix} }
 
-// Validate says what is wrong with the settings, in one sentence.
-func (c Config) Validate() error {
+// Check says what is wrong with the settings, in one sentence. It is not called
+// Validate: kong would call that while it reads them, and say nothing of what
+// else is wrong.
+func (c Config) Check() error {
 	switch {
 	case len(c.Brokers) == 0:
 		return errors.New("KAFKA_BROKERS is not set: name at least one broker, as in KAFKA_BROKERS=localhost:9092")

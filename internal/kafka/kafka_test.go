@@ -43,7 +43,7 @@ func TestConfigValidate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			conf := good
 			c.edit(&conf)
-			err := conf.Validate()
+			err := conf.Check()
 			switch {
 			case c.want == "" && err != nil:
 				t.Errorf("refused: %v", err)

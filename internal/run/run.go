@@ -44,8 +44,8 @@ type Env struct {
 	Health  *Health
 }
 
-// UsageError says that a setting is wrong, where only the program itself can
-// tell. Its text is one sentence that names the setting.
+// UsageError says that settings are wrong, where only the program itself can
+// tell. Its text is a line for each, which names it.
 type UsageError struct{ Err error }
 
 func (e *UsageError) Error() string { return e.Err.Error() }
