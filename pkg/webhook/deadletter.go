@@ -27,7 +27,12 @@ func (d *DeadLetter) Encode(topic string) (*kgo.Record, error) {
 // SourceOf returns where a record stands.
 func SourceOf(r *kgo.Record) Source { return Source{r.Topic, r.Partition, r.Offset} }
 
-// Unreadable makes the dead letter of a record that could not be read.
+// maxLetter bounds a dead letter, in bytes of its record. A broker takes a little
+// more by default.
+const maxLetter = 900 << 10
+
+// Unreadable makes the dead letter of a record that could not be read. Of one
+// that is too large for that, only the position is kept.
 func Unreadable(topic string, r *kgo.Record, cause error, now time.Time) (*kgo.Record, error) {
 	d := DeadLetter{
 		Reason: ReasonUnreadable, Error: cause.Error(), At: now.UTC(), Source: SourceOf(r),
@@ -36,5 +41,10 @@ func Unreadable(topic string, r *kgo.Record, cause error, now time.Time) (*kgo.R
 	for _, h := range r.Headers {
 		d.Record.Headers[h.Key] = h.Value
 	}
-	return d.Encode(topic)
+	letter, err := d.Encode(topic)
+	if err == nil && len(letter.Key)+len(letter.Value) > maxLetter {
+		d.Record = &RawRecord{}
+		return d.Encode(topic)
+	}
+	return letter, err
 }

@@ -253,6 +253,23 @@ func TestDeadLetters(t *testing.T) {
 			}
 		})
 	}
+	for what, large := range map[string]kgo.Record{
+		"value": {Value: make([]byte, 900_000)}, "key": {Key: make([]byte, 500_000)},
+		"headers": {Headers: []kgo.RecordHeader{{Key: strings.Repeat("<", 200_000)}}},
+	} {
+		large.Topic, large.Partition, large.Offset = r.Topic, r.Partition, r.Offset
+		dead, err := webhook.Unreadable("webhooks.dead-letters", &large, errors.New("it is no delivery"), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got webhook.DeadLetter
+		if err := json.Unmarshal(dead.Value, &got); err != nil || len(dead.Key) > 0 || got.Source != webhook.SourceOf(r) || got.Error != "it is no delivery" || len(dead.Value) > 1000 {
+			t.Errorf("a large %s: %d bytes of key, %d of value (%v)", what, len(dead.Key), len(dead.Value), err)
+		}
+		if err := schemas.Validate("webhooks.dead-letters", dead.Value); err != nil {
+			t.Error(err)
+		}
+	}
 	exhausted := webhook.DeadLetter{
 		Reason: webhook.ReasonExhausted, Error: "the last attempt failed: timeout", At: now.UTC(), Source: webhook.SourceOf(r),
 		Delivery: &webhook.DeadDelivery{

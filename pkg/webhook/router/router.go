@@ -69,9 +69,6 @@ const (
 	// maxBuffered bounds the bytes of deliveries that the broker has not
 	// acknowledged yet.
 	maxBuffered = 32 << 20
-	// maxKept is how large an unreadable record can be and still fit, encoded, into
-	// its dead letter; of a larger one only the position is kept.
-	maxKept = 512 << 10
 	// routeTimeout bounds the routing of a batch, endTimeout the transaction's end
 	// after it. The broker's own time-out is longer than both together.
 	routeTimeout       = 15 * time.Second
@@ -265,11 +262,7 @@ func (r *Router) routeOne(rec *kgo.Record, emit func(*kgo.Record)) error {
 	switch {
 	case err != nil:
 		r.metrics.events.WithLabelValues("unreadable").Inc()
-		kept := rec
-		if len(rec.Value) > maxKept {
-			kept = &kgo.Record{Topic: rec.Topic, Partition: rec.Partition, Offset: rec.Offset}
-		}
-		dead, encErr := webhook.Unreadable(r.cfg.Topics.DeadLetters(), kept, err, time.Now())
+		dead, encErr := webhook.Unreadable(r.cfg.Topics.DeadLetters(), rec, err, time.Now())
 		if encErr != nil {
 			return encErr
 		}

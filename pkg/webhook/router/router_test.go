@@ -1,6 +1,7 @@
 package router_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -263,6 +264,24 @@ func TestBadRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	if dead.Reason != webhook.ReasonUnreadable || dead.Source != webhook.SourceOf(bad) || dead.Error == "" || string(dead.Record.Value) != "{" {
+		t.Errorf("dead letter %+v", dead)
+	}
+}
+
+// Of what is too large for a dead letter there is a bare one, and routing goes on.
+func TestLargeBadRecord(t *testing.T) {
+	b := newBench(t)
+	b.rule(newSubscription(1), "appointment.*", true)
+	bad := b.produce(&kgo.Record{Topic: b.topics.Events(), Key: []byte("provider:1"), Value: bytes.Repeat([]byte("{"), 950_000), Partition: 1})
+	b.event(events.Created)
+	stop := b.start("a")
+	defer stop()
+	b.deliveries(1)
+	var dead webhook.DeadLetter
+	if err := json.Unmarshal(b.read(b.topics.DeadLetters(), 1)[0].Value, &dead); err != nil {
+		t.Fatal(err)
+	}
+	if dead.Reason != webhook.ReasonUnreadable || dead.Source != webhook.SourceOf(bad) || dead.Error == "" || len(dead.Record.Key)+len(dead.Record.Value) > 0 {
 		t.Errorf("dead letter %+v", dead)
 	}
 }
