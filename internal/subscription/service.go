@@ -30,6 +30,9 @@ const partition = 0
 // keyLife is how long an Idempotency-Key is remembered.
 const keyLife = 24 * time.Hour
 
+// maxRules bounds the rules of a record while routers are behind.
+const maxRules = 1000
+
 // Config of a Service.
 type Config struct {
 	// Kafka are the options of the connection.
@@ -60,11 +63,13 @@ type Service struct {
 	cfg   Config
 	reg   *registry.Registry
 	group *writer.Group[*batch]
+	// maxRules is as the constant, but in tests.
+	maxRules int
 }
 
 // New makes the service on a registry, which the caller runs.
 func New(cfg Config, reg *registry.Registry) (*Service, error) {
-	s := &Service{cfg: cfg, reg: reg}
+	s := &Service{cfg: cfg, reg: reg, maxRules: maxRules}
 	var while func(context.Context, int32)
 	if cfg.Attempts != "" {
 		if err := kgo.ValidateOpts(s.grantOptions()...); err != nil {
@@ -309,7 +314,7 @@ func (s *Service) put(ctx context.Context, b *batch, sub *webhook.Subscription) 
 			sub.Prune(routed)
 		}
 	}
-	if len(sub.Rules) > maxRules {
+	if len(sub.Rules) > s.maxRules {
 		return nil, refusal(appointment.Conflict, "too_many_changes",
 			"This subscription was changed too often while the router is behind: wait until it has caught up")
 	}
@@ -323,9 +328,6 @@ func (s *Service) put(ctx context.Context, b *batch, sub *webhook.Subscription) 
 	b.pending[sub.ID] = sub
 	return []*kgo.Record{{Key: []byte(sub.ID), Value: value}}, nil
 }
-
-// maxRules bounds a record while routers are behind.
-const maxRules = 1000
 
 func (s *Service) submit(ctx context.Context, op writer.Op[*batch]) error {
 	err := s.group.Submit(ctx, partition, op)
