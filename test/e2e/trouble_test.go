@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,53 @@ func TestFailingEndpoint(t *testing.T) {
 	}
 	if letter.Reason != webhook.ReasonExhausted || letter.Delivery.SubscriptionID != id || len(letter.Delivery.Attempts) != 6 {
 		t.Errorf("dead letter %s", dead[0].Value)
+	}
+	d.Drained(t)
+	d.CheckSchemas(t)
+}
+
+// An endpoint that says for the last time that it is gone is left in peace: its
+// subscription is disabled, the answer says why, and what comes later is not for
+// it. Enabled again, it gets what happens from then on.
+func TestGoneEndpoint(t *testing.T) {
+	d := harness.Start(t, harness.Options{RetrySchedule: "100ms"})
+	c := d.SignIn(d.URL)
+	var well atomic.Bool
+	gone := harness.NewSink(t, func(harness.Request) int {
+		if well.Load() {
+			return http.StatusOK
+		}
+		return http.StatusGone
+	})
+	id := c.Subscribe(t, "appointment.created", gone.URL, secret)
+	c.Book(t, "provider:1", day, "10:00", "10:30")
+	sub := harness.Answer{}
+	for limit := time.After(time.Minute); sub["enabled"] != false; {
+		sub = c.Must(t, http.StatusOK, http.MethodGet, "/api/webhooks/"+id, nil).Object("subscription")
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-limit:
+			t.Fatalf("the subscription is still %v", sub)
+		}
+	}
+	if sub.Object("disabled").String("reason") != "gone" || sub["version"] != 2.0 {
+		t.Errorf("the subscription is %v", sub)
+	}
+	c.Book(t, "provider:1", day, "11:00", "11:30")
+	well.Store(true)
+	sub = c.Must(t, http.StatusOK, http.MethodPut, "/api/webhooks/"+id, map[string]any{"enabled": true}).Object("subscription")
+	if sub["enabled"] != true || sub["disabled"] != nil {
+		t.Errorf("enabled again, the subscription is %v", sub)
+	}
+	last := c.Book(t, "provider:1", day, "12:00", "12:30")
+	requests := gone.AwaitN(t, 3)
+	var body struct {
+		Data struct {
+			ID string `json:"appointment_id"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(requests[2].Body, &body); err != nil || body.Data.ID != last {
+		t.Errorf("the third request is for %s, %v; want %s", body.Data.ID, err, last)
 	}
 	d.Drained(t)
 	d.CheckSchemas(t)
