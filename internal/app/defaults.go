@@ -9,7 +9,7 @@ const (
 	defaultTimeout     = 10 * time.Second
 	defaultRetryAfter  = 15 * time.Minute
 	defaultInFlight    = 1024
-	defaultPerEndpoint = 256
+	defaultPerEndpoint = 64
 	defaultGiveUpAfter = 5 * 24 * time.Hour
 	defaultDrain       = 15 * time.Second
 	defaultMarkLife    = 8 * 24 * time.Hour

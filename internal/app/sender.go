@@ -31,7 +31,7 @@ type Sender struct {
 	Timeout      time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
 	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
 	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
-	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"256" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
+	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"64" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
 	GiveUpAfter  time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
 	Drain        time.Duration `name:"drain" env:"DRAIN" default:"15s" help:"What requests under way get to end when the process stops."`
 	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"192h" help:"How long Redis remembers a delivery. Longer than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`

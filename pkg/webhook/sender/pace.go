@@ -3,11 +3,13 @@ package sender
 import "time"
 
 // pace is how many requests at a time an endpoint is given, and when. It grows
-// while answers come fast and shrinks when they don't, as TCP's congestion
-// window does (Jacobson 1988): doubling up to where it last went wrong, then by
-// one for each round of answers, and by half when the endpoint is overloaded. An
-// endpoint that fails and fails is left alone for a while and then given a single
-// request (a circuit breaker).
+// while answers come as fast as usual and shrinks when they don't, as TCP's
+// congestion window does (Jacobson 1988): doubling up to where it last went wrong,
+// then by one for each round of answers, and by half when the endpoint is
+// overloaded. What is usual follows slowly, as in Netflix's gradient limits, so
+// that an endpoint which always takes its time is not taken for an overloaded one.
+// An endpoint that fails and fails is left alone for a while and then given a
+// single request (a circuit breaker).
 //
 // It knows no clock and no lock of its own.
 type pace struct {
@@ -15,8 +17,11 @@ type pace struct {
 	limit     float64 // at least 1
 	threshold float64 // up to which the limit doubles
 
-	usual  time.Duration // what an answer takes when nothing is wrong
-	shrunk time.Time     // requests begun before say nothing new
+	usual   time.Duration // what answers have taken on average, of late
+	recent  time.Duration // and just now
+	answers int           // that these are made from, up to settled
+	last    time.Time     // when the last of them came
+	shrunk  time.Time     // requests begun before say nothing new
 
 	failures int           // since the last success
 	breakAt  int           // so many leave the endpoint alone
@@ -27,9 +32,14 @@ type pace struct {
 const (
 	// firstLimit is what an endpoint gets of which nothing is known.
 	firstLimit = 8
-	// slack is what an answer may take beyond twice the usual time: queues of our
-	// own make that much.
+	// slack is what answers may take beyond twice the usual time: queues of our own
+	// make that much.
 	slack = 10 * time.Millisecond
+	// settled is how many answers make an average, to begin with; usually is how
+	// far back it reaches later on, and lately how many answers are recent.
+	settled = 64
+	usually = 30 * time.Second
+	lately  = 16
 	// firstRest and longestRest bound how long a failing endpoint is left alone.
 	firstRest   = time.Second
 	longestRest = time.Minute
@@ -62,14 +72,9 @@ func (p *pace) succeeded(began, now time.Time, latency time.Duration, full bool)
 		p.limit, p.rest = 1, 0
 	}
 	p.failures = 0
+	p.note(now, latency)
 	switch {
-	case p.usual == 0 || latency < p.usual:
-		p.usual = latency
-	default: // what is usual may change, slowly
-		p.usual += (latency - p.usual) / 128
-	}
-	switch {
-	case latency > 2*p.usual+slack:
+	case p.recent > 2*p.usual+slack:
 		p.shrink(began, now, 0.9)
 	case !full:
 	case p.limit < p.threshold:
@@ -77,6 +82,22 @@ func (p *pace) succeeded(began, now time.Time, latency time.Duration, full bool)
 	default:
 		p.limit = min(p.limit+1/p.limit, p.most)
 	}
+}
+
+// note takes an answer into the averages.
+func (p *pace) note(now time.Time, latency time.Duration) {
+	p.answers = min(p.answers+1, settled)
+	p.recent += (latency - p.recent) / time.Duration(min(p.answers, lately))
+	if p.answers < settled {
+		p.usual += (latency - p.usual) / time.Duration(p.answers)
+	} else {
+		share := min(now.Sub(p.last).Seconds()/usually.Seconds(), 1)
+		p.usual += time.Duration(share * float64(latency-p.usual))
+	}
+	if p.usual > 2*p.recent { // it has become faster, which is soon believed
+		p.usual -= p.usual / 16
+	}
+	p.last = now
 }
 
 // failed tells of an attempt that was none; overload says whether that is a sign

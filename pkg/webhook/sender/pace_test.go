@@ -1,6 +1,7 @@
 package sender
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -46,19 +47,37 @@ func TestPaceGrowsShrinksAndGrowsMoreSlowly(t *testing.T) {
 }
 
 func TestPaceNoticesSlowAnswers(t *testing.T) {
-	p, now := newPace(256, 1000), time.Now()
-	p.round(&now, p.well)
-	slow := func(began, ended time.Time) { p.succeeded(began, ended, 200*time.Millisecond, true) }
-	if got := p.round(&now, slow); got != 14 {
-		t.Errorf("%d requests at a time, want 14", got)
+	p, now := newPace(64, 1000), time.Now()
+	for range 20 {
+		p.round(&now, p.well)
 	}
-	// An endpoint that always takes its time is not overloaded.
-	p = newPace(256, 1000)
+	slow := func(began, ended time.Time) { p.succeeded(began, ended, 200*time.Millisecond, true) }
 	for range 3 {
 		p.round(&now, slow)
 	}
-	if got, _ := p.allowed(now); got != 64 {
-		t.Errorf("%d requests at a time, want 64", got)
+	if got, _ := p.allowed(now); got > 50 {
+		t.Errorf("%d requests at a time after three slow rounds, want fewer than 50", got)
+	}
+	// If it stays so, it is what is usual.
+	for range 300 {
+		p.round(&now, slow)
+	}
+	if got, _ := p.allowed(now); got < 60 {
+		t.Errorf("%d requests at a time after 300 slow rounds, want as before", got)
+	}
+}
+
+// An endpoint whose answers take now long, now short, is not overloaded.
+func TestPaceKnowsWhatIsUsual(t *testing.T) {
+	p, now := newPace(64, 1000), time.Now()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	varied := func(began, ended time.Time) {
+		p.succeeded(began, ended, time.Duration(rnd.IntN(400))*time.Millisecond, true)
+	}
+	for range 100 {
+		if got := p.round(&now, varied); got < firstLimit {
+			t.Fatalf("%d requests at a time, want no fewer than at first", got)
+		}
 	}
 }
 

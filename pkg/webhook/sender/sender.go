@@ -90,7 +90,7 @@ type Config struct {
 	// InFlight bounds the requests under way. Default 1024.
 	InFlight int
 	// PerEndpoint bounds the requests under way to one subscription. How many there
-	// are, from 1 up to here, depends on how it answers. Default 256.
+	// are, from 1 up to here, depends on how it answers. Default 64.
 	PerEndpoint int
 	// LaneWait is how long a delivery waits in memory for its endpoint before it is
 	// parked. Default 1 s.
@@ -135,7 +135,7 @@ func (c *Config) defaults() {
 	setDefault(&c.LaneWait, time.Second)
 	setDefault(&c.GiveUpAfter, 5*24*time.Hour)
 	setDefault(&c.InFlight, 1024)
-	setDefault(&c.PerEndpoint, 256)
+	setDefault(&c.PerEndpoint, 64)
 	setDefault(&c.BreakAfter, 100)
 	setDefault(&c.Window, 256)
 	setDefault(&c.WindowBytes, 2<<20)
