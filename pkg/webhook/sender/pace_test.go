@@ -169,10 +169,13 @@ func TestSlotsAreGivenInTurn(t *testing.T) {
 	if !s.contended() {
 		t.Error("nobody stands in line")
 	}
+	if s.next() != nil {
+		t.Error("somebody gets a place although there is none")
+	}
+	s.give()
 	for i, want := range []*lane{first, second, nil} {
-		if got := s.give(); got != want {
-			t.Errorf("place %d goes to somebody else", i+1)
+		if got := s.next(); got != want {
+			t.Errorf("turn %d is somebody else's", i+1)
 		}
-		s.used++ // taken at once
 	}
 }

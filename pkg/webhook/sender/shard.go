@@ -147,6 +147,9 @@ func (sh *shard) lookAround() {
 		if now.Sub(ln.idle) >= idleLife {
 			delete(sh.lanes, id)
 			sh.s.metrics.lanes.Dec()
+			if ln.pace.broken() {
+				sh.s.metrics.broken(false)
+			}
 		}
 	}
 }
@@ -244,7 +247,9 @@ func (sh *shard) park(ctx context.Context, j *job) {
 		switch {
 		case err == nil:
 			b.leaving--
-			b.written = max(b.written, rec.Offset+1)
+			if rec.Partition == sh.number { // else it is drawn by another shard
+				b.written = max(b.written, rec.Offset+1)
+			}
 			sh.s.metrics.parked.Inc()
 			sh.end(j, true)
 		case ctx.Err() != nil || j.p.stopped() || errors.Is(err, kerr.MessageTooLarge):
@@ -292,17 +297,16 @@ func (sh *shard) work(ln *lane, j *job) {
 		j = sh.after(ln, j, sh.s.deliver(j))
 	}
 	sh.s.metrics.inFlight.Dec()
-	next := sh.s.slots.give()
-	if next != nil {
+	sh.s.slots.give()
+	// Whoever's turn it is may not need the place any more.
+	for next := sh.s.slots.next(); next != nil; next = sh.s.slots.next() {
 		next.sh.mu.Lock()
 		next.sh.start(next)
 		next.sh.mu.Unlock()
 	}
-	if next != ln {
-		sh.mu.Lock()
-		sh.start(ln)
-		sh.mu.Unlock()
-	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.start(ln)
 }
 
 // after takes the lesson of a delivery, and returns the next one that may have

@@ -34,12 +34,18 @@ func (s *slots) take(ln *lane, has int) bool {
 	return false
 }
 
-// give gives a place back and returns the lane whose turn it is, or nil.
-func (s *slots) give() *lane {
+// give gives a place back.
+func (s *slots) give() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used--
-	if len(s.line) == 0 {
+}
+
+// next returns the lane whose turn it is if there is a place, or nil.
+func (s *slots) next() *lane {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.line) == 0 || s.used >= s.size {
 		return nil
 	}
 	ln := s.line[0]
