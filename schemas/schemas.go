@@ -27,15 +27,17 @@ const (
 	subscriptionFile = "webhook-subscription.schema.json"
 	attemptFile      = "webhook-attempt.schema.json"
 	deadLetterFile   = "webhook-dead-letter.schema.json"
+	replayFile       = "webhook-replay.schema.json"
 
 	subscriptions = "webhooks.subscriptions"
+	replays       = "webhooks.replays"
 )
 
 // Validate checks the value of a record of a topic, which is named without the
-// deployment's prefix. A tombstone of the subscriptions is valid. Errors quote
-// the value: they are for tests and tools, not for logs.
+// deployment's prefix. A tombstone of the subscriptions or the replays is valid.
+// Errors quote the value: they are for tests and tools, not for logs.
 func Validate(topic string, value []byte) error {
-	if topic == subscriptions && value == nil {
+	if (topic == subscriptions || topic == replays) && value == nil {
 		return nil
 	}
 	file, ok := fileOf(topic)
@@ -57,6 +59,8 @@ func fileOf(topic string) (string, bool) {
 		return attemptFile, true
 	case topic == "webhooks.dead-letters":
 		return deadLetterFile, true
+	case topic == replays:
+		return replayFile, true
 	}
 	return "", false
 }

@@ -16,6 +16,7 @@ var topics = map[string]string{
 	"webhook-delivery.schema.json":     "webhooks.deliveries",
 	"webhook-attempt.schema.json":      "webhooks.attempts",
 	"webhook-dead-letter.schema.json":  "webhooks.dead-letters",
+	"webhook-replay.schema.json":       "webhooks.replays",
 	"webhook-body.schema.json":         "webhooks.retry.1s", // the same by reference
 }
 
@@ -124,6 +125,7 @@ func TestSpoiltExamples(t *testing.T) {
 		{"webhook-body.schema.json", 2, nil, []string{"data", "reason"}},
 		{"webhook-body.schema.json", 3, "scheduled", []string{"data", "status"}},
 		{"webhook-body.schema.json", 4, nil, []string{"data", "status"}},
+		{"webhook-body.schema.json", 5, false, []string{"test"}},
 		{"webhook-subscription.schema.json", 0, "appointment.deleted", []string{"event_name"}},
 		{"webhook-subscription.schema.json", 0, "secret", []string{"secret"}},
 		{"webhook-subscription.schema.json", 0, []object{}, []string{"rules"}},
@@ -137,6 +139,15 @@ func TestSpoiltExamples(t *testing.T) {
 		{"webhook-attempt.schema.json", 1, 302, []string{"status"}},
 		{"webhook-attempt.schema.json", 1, "2026-09-01T12:00:01Z", []string{"next_attempt_at"}},
 		{"webhook-attempt.schema.json", 3, 200, []string{"status"}},
+		{"webhook-replay.schema.json", 0, "other", []string{"kind"}},
+		{"webhook-replay.schema.json", 0, "progress", []string{"kind"}},
+		{"webhook-replay.schema.json", 0, "deliveries", []string{"source"}},
+		{"webhook-replay.schema.json", 0, []int{-1, 0, 0}, []string{"from"}},
+		{"webhook-replay.schema.json", 0, []string{}, []string{"event_names"}},
+		{"webhook-replay.schema.json", 0, 0, []string{"rate"}},
+		{"webhook-replay.schema.json", 1, nil, []string{"by"}},
+		{"webhook-replay.schema.json", 2, "waiting", []string{"state"}},
+		{"webhook-replay.schema.json", 2, nil, []string{"positions"}},
 		{"webhook-dead-letter.schema.json", 0, "unreadable", []string{"reason"}},
 		{"webhook-dead-letter.schema.json", 0, nil, []string{"delivery"}},
 		{"webhook-dead-letter.schema.json", 0, "no JSON", []string{"delivery", "body"}},
@@ -177,8 +188,10 @@ func TestEventTypes(t *testing.T) {
 }
 
 func TestValidateKnowsTombstonesAndTopics(t *testing.T) {
-	if err := schemas.Validate("webhooks.subscriptions", nil); err != nil {
-		t.Errorf("tombstone: %v", err)
+	for _, topic := range []string{"webhooks.subscriptions", "webhooks.replays"} {
+		if err := schemas.Validate(topic, nil); err != nil {
+			t.Errorf("tombstone of %s: %v", topic, err)
+		}
 	}
 	for topic, value := range map[string]string{
 		"webhooks.attempts": "", "webhooks.deliveries": "{", "webhooks.subscriptions": "", "elsewhere": "{}",

@@ -33,7 +33,29 @@ const idPlaceholder = "00000000-0000-0000-0000-000000000000"
 type Payload struct{ head, tail []byte }
 
 // Render makes the payload of an event.
-func Render(e events.Event) (Payload, error) {
+func Render(e events.Event) (Payload, error) { return render(e, false) }
+
+// RenderTest makes the payload of an example of a type of event, as of now. It
+// is marked as a test and its data is obviously invented.
+func RenderTest(eventType string, now time.Time) (Payload, error) {
+	e := events.Event{Type: eventType, Time: now, Data: events.Data{
+		AppointmentID: "appointment:00000000-0000-4000-8000-000000000000", PatientID: "patient:example", ProviderID: "provider:example",
+		AppointmentDate: "2000-01-01", StartTime: "10:00", EndTime: "10:30", AppointmentType: "consultation", Status: "scheduled",
+	}}
+	switch eventType {
+	case events.Updated:
+		e.Data.Changes = map[string]string{"start_time": "10:00", "end_time": "10:30"}
+	case events.Cancelled:
+		e.Data.Status, e.Data.Reason = "cancelled", "An example"
+	case events.Confirmed:
+		e.Data.Status = "confirmed"
+	case events.Completed:
+		e.Data.Status = "completed"
+	}
+	return render(e, true)
+}
+
+func render(e events.Event, test bool) (Payload, error) {
 	d := payloadData{
 		AppointmentID: e.Data.AppointmentID, PatientID: e.Data.PatientID, ProviderID: e.Data.ProviderID,
 		AppointmentDate: e.Data.AppointmentDate, StartTime: e.Data.StartTime, EndTime: e.Data.EndTime,
@@ -53,7 +75,8 @@ func Render(e events.Event) (Payload, error) {
 		Timestamp  string      `json:"timestamp"`
 		DeliveryID string      `json:"delivery_id"`
 		Data       payloadData `json:"data"`
-	}{e.Type, e.Time.UTC().Format(time.RFC3339), idPlaceholder, d})
+		Test       bool        `json:"test,omitempty"`
+	}{e.Type, e.Time.UTC().Format(time.RFC3339), idPlaceholder, d, test})
 	if err != nil {
 		return Payload{}, fmt.Errorf("render event %s: %w", e.ID, err)
 	}

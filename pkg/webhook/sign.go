@@ -24,6 +24,8 @@ const (
 	HeaderStandardID        = "Webhook-Id"
 	HeaderStandardTimestamp = "Webhook-Timestamp"
 	HeaderStandardSignature = "Webhook-Signature"
+	// HeaderTest is there, with the value true, on examples only.
+	HeaderTest = "X-Webhook-Test"
 )
 
 // UserAgent is sent with every request.
@@ -74,6 +76,9 @@ func Sign(h http.Header, secret string, d *Delivery, at time.Time) {
 	h[HeaderStandardID] = []string{d.ID}
 	h[HeaderStandardTimestamp] = []string{timestamp}
 	h[HeaderStandardSignature] = []string{standardSignature(secret, d.ID, timestamp, d.Body)}
+	if d.Test() {
+		h[HeaderTest] = []string{"true"}
+	}
 }
 
 // Errors of Verify.
