@@ -1,0 +1,487 @@
+package replay_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/events"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
+)
+
+// What is replayed is what was asked for and nothing else, to a subscription
+// that was made after all of it. What has no webhook, what a newer version wrote,
+// what can't be read and what was never committed does not count.
+func TestExactSets(t *testing.T) {
+	w := newWorld(t)
+	kinds := []string{events.Created, events.Updated, events.Confirmed, events.Cancelled, events.Completed, events.NoShow, "appointment.teleported"}
+	some := func() {
+		for i := range 40 {
+			w.event(kinds[i%len(kinds)], fmt.Sprintf("provider:%d", i%5))
+		}
+	}
+	some()
+	w.aborted(5)
+	from := w.ends(w.topics.Events())
+	some()
+	bad, _ := w.record(events.Created, "provider:1")
+	bad.Value = []byte("{")
+	w.produce(bad)
+	to := w.ends(w.topics.Events())
+	some()
+	w.aborted(3)
+	w.subscribe("webhook_subscription:late")
+
+	webhooks := func(e logged) bool { return events.Known(e.Type) && e.Type != events.NoShow }
+	within := func(e logged) bool {
+		return webhooks(e) && e.at.Offset >= from[e.at.Partition] && e.at.Offset < to[e.at.Partition]
+	}
+	everything, ofTwo, ofOne, ofPart, nothing := w.request("webhook_subscription:late"),
+		w.request("webhook_subscription:late", events.Updated, events.Cancelled), w.request("webhook_subscription:late"),
+		w.request("webhook_subscription:late"), w.request("webhook_subscription:late")
+	ofOne.ProviderID = "provider:1"
+	ofPart.From, ofPart.To = from, to
+	nothing.From = nothing.To
+	wanted := map[*webhook.ReplayRequest][]logged{
+		everything: w.having(webhooks),
+		ofTwo:      w.having(func(e logged) bool { return e.Type == events.Updated || e.Type == events.Cancelled }),
+		ofOne:      w.having(func(e logged) bool { return webhooks(e) && e.Data.ProviderID == "provider:1" }),
+		ofPart:     w.having(within),
+		nothing:    nil,
+	}
+	for r := range wanted {
+		w.ask(r)
+	}
+	w.event(events.Created, "provider:1") // after their ends
+	w.background(w.replayer(nil).Run)
+	for r, want := range wanted {
+		done := w.awaitState(r.ID, webhook.ReplayDone)
+		w.made(r, want)
+		w.count(r, len(want))
+		if r == ofOne && done.Progress.Unreadable != 1 {
+			t.Errorf("%d unreadable events, want 1", done.Progress.Unreadable)
+		}
+	}
+}
+
+var errKilled = errors.New("killed")
+
+// Killed at any step, replayers continue without a double or a gap.
+func TestKilledBetweenSteps(t *testing.T) {
+	w := newWorld(t)
+	w.events(7000)
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	w.ask(r)
+	for _, victim := range []string{"initialised", "begin", "produced", "committed"} {
+		for nth := 1; nth <= 2; nth++ {
+			n := 0
+			err := w.replayer(func(step string) error {
+				if step == victim {
+					if n++; n == nth || step == "initialised" {
+						return errKilled
+					}
+				}
+				return nil
+			}).Serve(w.context())
+			if !errors.Is(err, errKilled) {
+				t.Fatalf("killed at %s %d it ended with %v", victim, nth, err)
+			}
+		}
+	}
+	if got, _ := w.replays.Get(r.ID); got.State() != webhook.ReplayRunning {
+		t.Fatalf("the replay is %s: the kills came too late", got.State())
+	}
+	w.background(w.replayer(nil).Run)
+	w.awaitState(r.ID, webhook.ReplayDone)
+	w.made(r, w.log)
+}
+
+// Of two replayers that both think the replays theirs, the first is fenced: what
+// it still writes is never committed.
+func TestTwoReplayers(t *testing.T) {
+	for _, stalled := range []string{"begin", "produced"} {
+		t.Run(stalled, func(t *testing.T) {
+			w := newWorld(t)
+			w.events(2500)
+			w.subscribe("webhook_subscription:1")
+			r := w.request("webhook_subscription:1")
+			w.ask(r)
+			asleep, wake := make(chan struct{}), make(chan struct{})
+			once := sync.Once{}
+			commits := 0
+			ended := make(chan error, 1)
+			go func() {
+				ended <- w.replayer(func(step string) error {
+					switch {
+					case step == "committed":
+						commits++
+					case step == stalled && commits == 1:
+						once.Do(func() { close(asleep); <-wake })
+					}
+					return nil
+				}).Serve(w.context())
+			}()
+			<-asleep
+			w.background(w.replayer(nil).Run)
+			w.awaitState(r.ID, webhook.ReplayDone)
+			close(wake)
+			if err := <-ended; err == nil {
+				t.Error("the first replayer was not fenced")
+			}
+			w.made(r, w.log)
+		})
+	}
+}
+
+// A new replayer fences the old one before it reads how far the replay is, so
+// that nothing can be committed in between.
+func TestFencesBeforeItReads(t *testing.T) {
+	w := newWorld(t)
+	w.events(2500)
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	w.ask(r)
+	asleep, wake := make(chan struct{}), make(chan struct{})
+	ended := make(chan error, 1)
+	once := sync.Once{}
+	go func() {
+		ended <- w.replayer(func(step string) error {
+			if step == "produced" {
+				once.Do(func() { close(asleep); <-wake })
+			}
+			return nil
+		}).Serve(w.context())
+	}()
+	<-asleep
+	var fenced error
+	second := w.replayer(func(step string) error {
+		if step == "initialised" && fenced == nil {
+			close(wake) // the first goes on, and is through before the second reads
+			fenced = <-ended
+		}
+		return nil
+	})
+	w.background(second.Serve)
+	w.awaitState(r.ID, webhook.ReplayDone)
+	if fenced == nil {
+		t.Error("the first replayer was not fenced")
+	}
+	w.made(r, w.log)
+}
+
+// The group gives the replays to another process when one leaves.
+func TestTakesOver(t *testing.T) {
+	w := newWorld(t)
+	w.events(300)
+	w.subscribe("webhook_subscription:1")
+	first, second := w.request("webhook_subscription:1"), w.request("webhook_subscription:1")
+	stop := w.background(w.replayer(nil).Run)
+	w.ask(first)
+	w.awaitState(first.ID, webhook.ReplayDone)
+	w.background(w.replayer(nil).Run)
+	stop()
+	w.ask(second)
+	w.awaitState(second.ID, webhook.ReplayDone)
+	w.made(first, w.log)
+	w.made(second, w.log)
+}
+
+// clock stands still until it is set on.
+type clock struct{ at atomic.Int64 }
+
+func (c *clock) now() time.Time          { return time.Unix(0, c.at.Load()) }
+func (c *clock) advance(d time.Duration) { c.at.Add(int64(d)) }
+
+// rounds runs a replayer on a clock, and returns a function that lets it go some
+// rounds and returns when it has.
+func (w *world) rounds(c *clock, set func(*replay.Config)) (more func(n int)) {
+	w.t.Helper()
+	turns := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	w.t.Cleanup(cancel)
+	conf := w.config()
+	conf.Now = c.now
+	if set != nil {
+		set(&conf)
+	}
+	r, err := replay.New(conf.WithStep(func(step string) error {
+		if step == "round" {
+			select {
+			case turns <- struct{}{}:
+			case <-ctx.Done():
+			}
+		}
+		return nil
+	}))
+	w.check(err)
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = r.Serve(ctx) }()
+	w.t.Cleanup(func() { cancel(); <-ended })
+	return func(n int) {
+		w.t.Helper()
+		for range n {
+			select {
+			case <-turns:
+			case <-w.context().Done():
+				w.t.Fatal("the replayer does not go on")
+			}
+		}
+	}
+}
+
+func (w *world) done(id string) int64 {
+	w.t.Helper()
+	w.check(w.replays.Sync(w.context()))
+	r, _ := w.replays.Get(id)
+	if r.Progress == nil {
+		return 0
+	}
+	return r.Progress.Done
+}
+
+// A replay makes no more deliveries than its rate allows, and one without a rate
+// does not wait for it. Cancelled, it makes no more.
+func TestRateAndCancel(t *testing.T) {
+	w := newWorld(t)
+	w.events(200)
+	w.subscribe("webhook_subscription:1")
+	slow, fast := w.request("webhook_subscription:1"), w.request("webhook_subscription:1")
+	slow.Rate = 8
+	w.ask(slow, fast)
+	c := &clock{}
+	c.advance(time.Hour)
+	more := w.rounds(c, nil)
+	w.until(fast.ID, webhook.ReplayDone, more)
+	more(5)
+	if n := w.done(slow.ID); n != 2 {
+		t.Errorf("%d deliveries at once, want 2", n)
+	}
+	for i := range 4 {
+		c.advance(250 * time.Millisecond)
+		more(5)
+		if n, want := w.done(slow.ID), int64(4+2*i); n != want {
+			t.Errorf("%d deliveries, want %d", n, want)
+		}
+	}
+	w.cancel(slow.ID)
+	c.advance(time.Hour)
+	w.check(w.replays.Sync(w.context()))
+	if !w.replays.Cancelled(slow.ID) || w.replays.Cancelled(fast.ID) || w.replays.Cancelled("") {
+		t.Error("the wrong replay is cancelled")
+	}
+	w.until(slow.ID, webhook.ReplayCancelled, more)
+	if n := w.done(slow.ID); n != 10 {
+		t.Errorf("%d deliveries, want 10", n)
+	}
+	w.made(fast, w.log)
+	if open := w.replays.Open(); len(open) > 0 {
+		t.Errorf("%d replays are open", len(open))
+	}
+	// Cancelled after its end, it is cancelled for the sender's sake.
+	w.cancel(fast.ID)
+	w.awaitState(fast.ID, webhook.ReplayCancelled)
+}
+
+// until lets a replayer go on until a replay has ended so.
+func (w *world) until(id, state string, more func(int)) {
+	w.t.Helper()
+	for range 1000 {
+		w.check(w.replays.Sync(w.context()))
+		if r, _ := w.replays.Get(id); r.State() == state && r.Progress.Ended() {
+			return
+		}
+		more(1)
+	}
+	w.t.Fatal("the replay does not end")
+}
+
+// A replay goes no further ahead of the senders than it may.
+func TestAhead(t *testing.T) {
+	w := newWorld(t)
+	w.events(200)
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	w.ask(r)
+	c := &clock{}
+	more := w.rounds(c, func(conf *replay.Config) { conf.Ahead = 30 })
+	more(10)
+	if n := w.done(r.ID); n == 0 || n > 30 {
+		t.Errorf("%d deliveries ahead of the senders, want at most 30", n)
+	}
+	for w.done(r.ID) < 200 {
+		// The senders settle what is there.
+		settled := kadm.Offsets{}
+		for p, end := range w.ends(w.topics.Backfill()) {
+			settled.AddOffset(w.topics.Backfill(), int32(p), end, -1)
+		}
+		w.check(w.adm.CommitAllOffsets(w.context(), w.config().Readers, settled))
+		before := w.done(r.ID)
+		for i := 0; i < 10 && w.done(r.ID) < 200; i++ {
+			more(1)
+		}
+		if n := w.done(r.ID) - before; n > 30 {
+			t.Errorf("%d deliveries ahead of the senders, want at most 30", n)
+		}
+	}
+	w.until(r.ID, webhook.ReplayDone, more)
+	w.made(r, w.log)
+}
+
+// A replay to a subscription that is deleted fails, and says why.
+func TestSubscriptionDeleted(t *testing.T) {
+	w := newWorld(t)
+	w.events(10)
+	marked, gone := w.subscribe("webhook_subscription:1"), "webhook_subscription:2"
+	marked.Deleted = true
+	w.put(marked)
+	a, b := w.request(marked.ID), w.request(gone)
+	w.ask(a, b)
+	w.background(w.replayer(nil).Run)
+	for _, r := range []*webhook.ReplayRequest{a, b} {
+		if got := w.awaitState(r.ID, webhook.ReplayFailed); got.Progress.Reason != webhook.ReplaySubscriptionDeleted {
+			t.Errorf("it failed because of %q", got.Progress.Reason)
+		}
+		w.made(r, nil)
+	}
+}
+
+// A recovery sends again, once, each event of which a delivery to the subscription
+// ended dead or discarded; also if it is killed.
+func TestRecovery(t *testing.T) {
+	w := newWorld(t)
+	w.events(600)
+	w.subscribe("webhook_subscription:1")
+	var wanted []logged
+	var records []*kgo.Record
+	attempt := func(e logged, subscription, outcome, cause, origin string) {
+		position := e.at.String()
+		if origin == "test:1" {
+			position = ""
+		}
+		value, err := json.Marshal(webhook.Attempt{
+			DeliveryID: webhook.DeliveryID(e.ID, subscription, origin), SubscriptionID: subscription, EventType: e.Type, Origin: origin,
+			EventPosition: position, Attempt: 1, At: time.Now().UTC(), Outcome: outcome, Error: cause,
+		})
+		w.check(err)
+		records = append(records, &kgo.Record{Topic: w.topics.Attempts(), Key: []byte(subscription), Value: value})
+	}
+	for i, e := range w.log {
+		switch i % 6 {
+		case 0:
+			attempt(e, "webhook_subscription:1", webhook.Failed, "timeout", "")
+			attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "")
+			attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "resend:1")
+			wanted = append(wanted, e)
+		case 1:
+			attempt(e, "webhook_subscription:1", webhook.Discarded, "subscription_disabled", "")
+			wanted = append(wanted, e)
+		case 2:
+			attempt(e, "webhook_subscription:1", webhook.Failed, "timeout", "")
+			attempt(e, "webhook_subscription:1", webhook.Delivered, "", "")
+		case 3:
+			attempt(e, "webhook_subscription:1", webhook.Discarded, "replay_cancelled", "replay:1")
+		case 4:
+			attempt(e, "webhook_subscription:2", webhook.Dead, "timeout", "")
+		case 5:
+			attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "test:1")
+		}
+	}
+	w.produce(records...)
+	r := w.recovery("webhook_subscription:1")
+	r.Rate = 160 // so that there are several transactions
+	w.ask(r)
+	w.count(r, len(wanted))
+	n := 0
+	err := w.replayer(func(step string) error {
+		if step == "committed" {
+			if n++; n == 2 {
+				return errKilled
+			}
+		}
+		return nil
+	}).Serve(w.context())
+	if !errors.Is(err, errKilled) {
+		t.Fatal(err)
+	}
+	w.background(w.replayer(nil).Run)
+	w.awaitState(r.ID, webhook.ReplayDone)
+	w.made(r, wanted)
+}
+
+// A range that the topic does not have any more ends the replay, not silently.
+func TestOutOfRange(t *testing.T) {
+	w := newWorld(t)
+	w.events(50)
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	cut := kadm.Offsets{}
+	for p, end := range w.ends(w.topics.Events()) {
+		cut.AddOffset(w.topics.Events(), int32(p), end, -1)
+	}
+	_, err := w.adm.DeleteRecords(w.context(), cut)
+	w.check(err)
+	w.ask(r)
+	w.background(w.replayer(nil).Run)
+	if got := w.awaitState(r.ID, webhook.ReplayFailed); got.Progress.Reason != webhook.ReplayOutOfRange {
+		t.Errorf("it failed because of %q", got.Progress.Reason)
+	}
+}
+
+// A request that is written twice ends where it did at first.
+func TestRequestWrittenTwice(t *testing.T) {
+	w := newWorld(t)
+	w.events(50)
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	want := slices.Clone(w.log)
+	w.events(50)
+	again := w.request("webhook_subscription:1")
+	again.ID = r.ID
+	w.ask(r, again)
+	w.background(w.replayer(nil).Run)
+	w.awaitState(r.ID, webhook.ReplayDone)
+	w.made(r, want)
+}
+
+// What ended long ago is forgotten, and what is open is not.
+func TestForgets(t *testing.T) {
+	w := newWorld(t)
+	w.events(50)
+	w.subscribe("webhook_subscription:1")
+	old, open := w.request("webhook_subscription:1"), w.request("webhook_subscription:1")
+	open.Rate = 1
+	w.ask(old, open)
+	c := &clock{}
+	c.advance(24 * time.Hour)
+	more := w.rounds(c, nil)
+	w.until(old.ID, webhook.ReplayDone, more)
+	c.advance(29 * 24 * time.Hour)
+	more(2)
+	w.check(w.replays.Sync(w.context()))
+	if _, ok := w.replays.Get(old.ID); !ok {
+		t.Error("it is forgotten too early")
+	}
+	c.advance(2 * 24 * time.Hour)
+	more(2)
+	w.check(w.replays.Sync(w.context()))
+	if _, ok := w.replays.Get(old.ID); ok {
+		t.Error("it is not forgotten")
+	}
+	if _, ok := w.replays.Get(open.ID); !ok {
+		t.Error("an open replay is forgotten")
+	}
+	if got := w.replays.List("webhook_subscription:1"); len(got) != 1 {
+		t.Errorf("%d replays are listed, want 1", len(got))
+	}
+}
