@@ -154,7 +154,12 @@ func (s *server) change(w http.ResponseWriter, r *http.Request, body []byte, c a
 
 // pathID returns the id in the path; browsers escape its colon.
 func pathID(r *http.Request) string {
-	raw := chi.URLParam(r, "id")
+	return pathPart(r, "id")
+}
+
+// pathPart returns a part of the path, as the client meant it.
+func pathPart(r *http.Request, name string) string {
+	raw := chi.URLParam(r, name)
 	if r.URL.RawPath == "" {
 		return raw // chi took it from the path, where nothing is escaped
 	}

@@ -77,6 +77,16 @@ func number(name string, to **int) field {
 	return field{name: name, set: pointer(to, "must be a whole number")}
 }
 
+// list is a field that stays empty while it is absent or null.
+func list(name string, to *[]string) field {
+	return field{name: name, set: func(value json.RawMessage) error {
+		if err := json.Unmarshal(value, to); err != nil {
+			return errors.New("must be a list of strings")
+		}
+		return nil
+	}}
+}
+
 func pointer[T any](to **T, otherwise string) func(json.RawMessage) error {
 	return func(value json.RawMessage) error {
 		if err := json.Unmarshal(value, to); err != nil {

@@ -25,12 +25,14 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/api"
 	"github.com/arsmedicatech/webhooks/internal/appointment"
 	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/seal"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
 	"github.com/arsmedicatech/webhooks/internal/testenv"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 )
 
 const (
@@ -116,12 +118,16 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 		Seal: d.keys.Seal, Log: log,
 	}, reg)
 	check(t, err)
+	replays, err := replay.NewTable(replay.TableConfig{Kafka: testenv.Options(t, d.kafka), Topic: topics.Replays(), Log: log})
+	check(t, err)
+	again, err := redelivery.New(redelivery.Config{Kafka: testenv.Options(t, d.kafka), Topics: topics, Replays: replays, Subscriptions: reg})
+	check(t, err)
 	known, err := session.LoadUsers(d.users)
 	check(t, err)
 	sessions, err := session.NewStore(session.StoreConfig{Redis: d.redis, Prefix: d.prefix})
 	check(t, err)
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Users: known, Sessions: sessions, Peers: d.keys,
+		Appointments: appointments, Subscriptions: subscriptions, Redelivery: again, Users: known, Sessions: sessions, Peers: d.keys,
 		Origins: []string{origin}, HandoverWait: 20 * time.Second, Log: log, Metrics: in.metrics,
 	})
 	check(t, err)
@@ -138,16 +144,18 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	g.Go(func() error { return appointments.Run(ctx) })
 	g.Go(func() error { return reg.Run(ctx) })
 	g.Go(func() error { return subscriptions.Run(ctx) })
+	g.Go(func() error { return replays.Run(ctx) })
 	in.stop = sync.OnceFunc(func() {
 		server.Close()
 		cancel()
 		if err := g.Wait(); err != nil {
 			t.Errorf("the services ended with: %v", err)
 		}
+		again.Close()
 		_ = sessions.Close()
 	})
 	t.Cleanup(in.stop)
-	for _, restored := range []<-chan struct{}{appointments.Restored(), reg.Restored()} {
+	for _, restored := range []<-chan struct{}{appointments.Restored(), reg.Restored(), replays.Restored()} {
 		select {
 		case <-restored:
 		case <-ctx.Done():

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/writer"
 )
@@ -63,6 +64,8 @@ func explain(err error) *problem {
 		}
 	case errors.Is(err, session.ErrUnavailable):
 		return unavailable("sessions_unavailable", "Sessions can't be looked up at the moment: try again")
+	case errors.Is(err, redelivery.ErrTooLong):
+		return unavailable("search_too_long", "The delivery was not found in the time that there is for looking: try again")
 	case errors.Is(err, writer.ErrUnknown):
 		return unknownOutcome()
 	case errors.Is(err, writer.ErrNotOwner):

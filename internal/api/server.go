@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
 )
@@ -24,6 +25,7 @@ import (
 type Config struct {
 	Appointments  *appointment.Service
 	Subscriptions *subscription.Service
+	Redelivery    *redelivery.Service
 	Users         *session.Users
 	Sessions      *session.Store
 	// Peers tells requests of the other instances from those of anybody else.
@@ -64,8 +66,8 @@ func (c Config) withDefaults() (Config, error) {
 		c.Now = time.Now
 	}
 	switch {
-	case c.Appointments == nil || c.Subscriptions == nil || c.Users == nil || c.Sessions == nil || c.Peers == nil:
-		return c, errors.New("api: Config needs Appointments, Subscriptions, Users, Sessions and Peers")
+	case c.Appointments == nil || c.Subscriptions == nil || c.Redelivery == nil || c.Users == nil || c.Sessions == nil || c.Peers == nil:
+		return c, errors.New("api: Config needs Appointments, Subscriptions, Redelivery, Users, Sessions and Peers")
 	case c.HandoverWait < 0:
 		return c, fmt.Errorf("api: a hand-over wait of %v makes no sense", c.HandoverWait)
 	}
@@ -155,6 +157,13 @@ func (s *server) routes(r chi.Router) {
 		r.Get("/api/webhooks/{id}", s.getSubscription)
 		r.Put("/api/webhooks/{id}", s.changeSubscription)
 		r.Delete("/api/webhooks/{id}", s.deleteSubscription)
+		r.Post("/api/webhooks/{id}/replays", s.createReplay)
+		r.Get("/api/webhooks/{id}/replays", s.listReplays)
+		r.Get("/api/webhooks/{id}/replays/{replay}", s.getReplay)
+		r.Delete("/api/webhooks/{id}/replays/{replay}", s.cancelReplay)
+		r.Post("/api/webhooks/{id}/recover", s.recoverDeliveries)
+		r.Post("/api/webhooks/{id}/test", s.sendTest)
+		r.Post("/api/deliveries/{id}/resend", s.resend)
 	})
 }
 

@@ -43,7 +43,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 			Kafka: c.Kafka, Redis: redis, Targets: targets, SealingKeys: c.SealingKeys, UsersFile: c.UsersFile,
 			Listen: c.Listen, Origins: c.Origins, TransactionalID: c.InstanceID, HandoverWait: defaultHandover,
 		},
-		Router: &Router{Kafka: c.Kafka, Instance: instance},
+		Router: &Router{Kafka: c.Kafka, Instance: instance, Ahead: defaultAhead, sole: true},
 		Sender: &Sender{
 			Kafka: c.Kafka, Redis: redis, Retries: retries, Targets: targets, SealingKeys: c.SealingKeys,
 			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint, GiveUpAfter: defaultGiveUpAfter,

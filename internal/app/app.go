@@ -28,6 +28,7 @@ const (
 	groupSubscriptions = "subscriptions"
 	groupDisabling     = "disabling"
 	groupRouter        = "webhook-router"
+	groupReplayer      = "webhook-replayer"
 	groupSender        = "webhook-sender"
 )
 

@@ -21,12 +21,14 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/api"
 	"github.com/arsmedicatech/webhooks/internal/appointment"
 	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/run"
 	"github.com/arsmedicatech/webhooks/internal/seal"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 )
 
 // Appointments is the appointment service.
@@ -212,8 +214,17 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	if err != nil {
 		return err
 	}
+	replays, err := replay.NewTable(replay.TableConfig{Kafka: p.opts, Topic: topics.Replays(), Log: env.Log})
+	if err != nil {
+		return err
+	}
+	again, err := redelivery.New(redelivery.Config{Kafka: p.opts, Topics: topics, Replays: replays, Subscriptions: reg})
+	if err != nil {
+		return err
+	}
+	defer again.Close()
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Users: p.users, Sessions: p.sessions, Peers: p.keys,
+		Appointments: appointments, Subscriptions: subscriptions, Redelivery: again, Users: p.users, Sessions: p.sessions, Peers: p.keys,
 		Origins: a.Origins, Proxies: p.proxies, HandoverWait: a.HandoverWait, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {
@@ -221,15 +232,16 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	}
 	env.Health.Add("appointments", p.ready.check)
 
-	// The table is followed until the last command has been answered.
+	// The tables are followed until the last command has been answered.
 	following, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return reg.Run(following) })
+	g.Go(func() error { return replays.Run(following) })
 	g.Go(func() error { return appointments.Run(gctx) })
 	g.Go(func() error { defer stop(); return subscriptions.Run(gctx) })
 	g.Go(func() error {
-		for _, restored := range []<-chan struct{}{appointments.Restored(), reg.Restored()} {
+		for _, restored := range []<-chan struct{}{appointments.Restored(), reg.Restored(), replays.Restored()} {
 			select {
 			case <-restored:
 			case <-gctx.Done():

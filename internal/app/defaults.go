@@ -6,6 +6,7 @@ import "time"
 // tags. A test compares the two.
 const (
 	defaultHandover    = 5 * time.Second
+	defaultAhead       = 10_000
 	defaultTimeout     = 10 * time.Second
 	defaultRetryAfter  = 15 * time.Minute
 	defaultInFlight    = 1024

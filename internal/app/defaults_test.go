@@ -17,6 +17,7 @@ func TestEmbeddedDefaults(t *testing.T) {
 		fields             []string
 	}{
 		{&Appointments{}, all.Appointments, []string{"HandoverWait"}},
+		{&Router{}, all.Router, []string{"Ahead"}},
 		{&Sender{}, all.Sender, []string{"Timeout", "RetryAfter", "InFlight", "PerEndpoint", "GiveUpAfter", "Drain", "MarkLife"}},
 	} {
 		parser, err := kong.New(c.settings, run.Options("test", "")...)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/run"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/router"
 )
 
@@ -23,16 +25,25 @@ type Router struct {
 	Kafka        kafka.Config `embed:""`
 	Instance     `embed:""`
 	From         string `name:"from" env:"FROM" placeholder:"WHERE" help:"Where to begin if the committed offsets are gone: earliest, latest or a time (RFC 3339)."`
+	Ahead        int    `name:"replay-ahead" env:"REPLAY_AHEAD" default:"10000" help:"Deliveries of replays that may wait for the senders, by partition. A replay that is cancelled discards them one by one."`
+	sole         bool   // no other process routes; transactional ids are new at each start: the embedded one
 }
 
 // Common implements run.Program.
 func (r *Router) Common() *run.Settings { return &r.Settings }
 
+func (r *Router) validate() error {
+	if r.Ahead < 1 {
+		return errors.New("REPLAY_AHEAD must be at least 1")
+	}
+	return nil
+}
+
 // Run implements run.Program.
 func (r *Router) Run(ctx context.Context, env *run.Env) error {
 	id, err := r.Instance.id()
 	opts, optErr := r.Kafka.Options(env.Log)
-	if err := invalid(r.Kafka.Check(), router.CheckFrom(r.From), err, optErr); err != nil {
+	if err := invalid(r.Kafka.Check(), r.validate(), router.CheckFrom(r.From), err, optErr); err != nil {
 		return err
 	}
 	topics := r.Kafka.Topics()
@@ -60,16 +71,33 @@ func (r *Router) Run(ctx context.Context, env *run.Env) error {
 		Kafka: opts, Topics: topics, Group: group, TransactionalID: group + "-" + id,
 		Subscriptions: subscriptions, Log: env.Log, Metrics: env.Metrics,
 	})
+	replays, err := replay.NewTable(replay.TableConfig{Kafka: opts, Topic: topics.Replays(), Log: env.Log})
+	if err != nil {
+		return err
+	}
+	fencing := group
+	if r.sole {
+		fencing += "-" + id
+	}
+	replayer, err := replay.New(replay.Config{
+		Kafka: opts, Topics: topics, Group: r.Kafka.TopicPrefix + groupReplayer, TransactionalID: fencing,
+		Readers: r.Kafka.TopicPrefix + groupSender, Ahead: r.Ahead,
+		Replays: replays, Subscriptions: subscriptions, Log: env.Log, Metrics: env.Metrics,
+	})
+	if err != nil {
+		return err
+	}
 	env.Health.Add("router", run.Closed(subscriptions.Restored(), "reading the subscriptions"))
 
-	// The last batch still asks the registry.
+	// The last batches still ask the tables.
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var g errgroup.Group
-	// Without its table it must not go on.
+	// Without its tables it must not go on.
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	g.Go(func() error { defer end(); return subscriptions.Run(reading) })
+	g.Go(func() error { defer end(); return replays.Run(reading) })
 	g.Go(func() error {
 		defer stop()
 		select {
@@ -78,7 +106,10 @@ func (r *Router) Run(ctx context.Context, env *run.Env) error {
 			return nil
 		}
 		env.Log.Info("routing", "group", group)
-		return rt.Run(ctx)
+		work, ctx := errgroup.WithContext(ctx)
+		work.Go(func() error { return rt.Run(ctx) })
+		work.Go(func() error { return replayer.Run(ctx) })
+		return work.Wait()
 	})
 	return g.Wait()
 }

@@ -34,8 +34,6 @@ type Replay struct {
 // last delivery was made is cancelled too: those that wait are discarded.
 func (r Replay) State() string {
 	switch {
-	case r.Progress != nil && r.Progress.State == webhook.ReplayFailed:
-		return webhook.ReplayFailed
 	case r.Cancel != nil:
 		return webhook.ReplayCancelled
 	case r.Progress == nil:

@@ -1,0 +1,104 @@
+package redelivery
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
+)
+
+// find returns what is known of a delivery, from who knows it best or else from
+// the topics.
+func (s *Service) find(ctx context.Context, id string) (webhook.Attempt, error) {
+	notFound := refusal(appointment.NotFound, "delivery_not_found", "Delivery not found")
+	if len(id) != len(uuid.UUID{}.String()) || uuid.Validate(id) != nil {
+		return webhook.Attempt{}, notFound
+	}
+	if s.cfg.Deliveries != nil {
+		if a, ok, err := s.cfg.Deliveries.Find(ctx, id); err != nil || ok {
+			return a, err
+		}
+	}
+	a, ok, err := s.search(ctx, id)
+	if err == nil && !ok {
+		err = notFound
+	}
+	return a, err
+}
+
+// search goes through the topics that tell of deliveries. It takes as long as
+// they are.
+func (s *Service) search(ctx context.Context, id string) (found webhook.Attempt, ok bool, err error) {
+	t := s.cfg.Topics
+	read := map[string]func(*kgo.Record, string) (webhook.Attempt, bool){
+		t.Attempts(): ofAttempt, t.DeadLetters(): ofDeadLetter, t.Deliveries(): ofDelivery, t.Backfill(): ofDelivery,
+	}
+	searching, cancel := context.WithTimeout(ctx, s.cfg.Limit)
+	defer cancel()
+	var ranges []replay.Range
+	for topic := range read {
+		b, err := s.bounds(searching, topic)
+		if err != nil {
+			return found, false, err
+		}
+		ranges = append(ranges, replay.Range{Topic: topic, From: b.starts, To: b.ends})
+	}
+	err = replay.Scan(searching, s.cfg.Kafka, func(rec *kgo.Record) bool {
+		found, ok = read[rec.Topic](rec, id)
+		return !ok
+	}, ranges...)
+	switch {
+	case ok:
+		return found, true, nil
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		return found, false, ErrTooLong
+	case err != nil:
+		return found, false, unavailable(err)
+	}
+	return found, false, nil
+}
+
+func ofAttempt(rec *kgo.Record, id string) (webhook.Attempt, bool) {
+	if !bytes.Contains(rec.Value, []byte(id)) {
+		return webhook.Attempt{}, false
+	}
+	a, err := webhook.ParseAttempt(rec.Value)
+	if err != nil || a.DeliveryID != id {
+		return webhook.Attempt{}, false
+	}
+	return *a, true
+}
+
+func ofDeadLetter(rec *kgo.Record, id string) (webhook.Attempt, bool) {
+	var letter webhook.DeadLetter
+	if !bytes.Contains(rec.Value, []byte(id)) || json.Unmarshal(rec.Value, &letter) != nil ||
+		letter.Delivery == nil || letter.Delivery.DeliveryID != id {
+		return webhook.Attempt{}, false
+	}
+	d := letter.Delivery
+	return webhook.Attempt{
+		DeliveryID: id, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin, EventPosition: d.EventPosition,
+	}, true
+}
+
+func ofDelivery(rec *kgo.Record, id string) (webhook.Attempt, bool) {
+	if !bytes.Contains(rec.Value, []byte(id)) { // it is in the body
+		return webhook.Attempt{}, false
+	}
+	d, err := webhook.ParseDelivery(rec)
+	if err != nil || d.ID != id {
+		return webhook.Attempt{}, false
+	}
+	a := webhook.Attempt{DeliveryID: id, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin}
+	if !d.Test() {
+		a.EventPosition = d.Event.String()
+	}
+	return a, true
+}
