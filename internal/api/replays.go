@@ -43,21 +43,21 @@ type replayJSON struct {
 	SubscriptionID string `json:"subscription_id"`
 	Source         string `json:"source"` // events, or attempts for a recovery
 	State          string `json:"state"`
-	Reason         string `json:"reason,omitempty"`
+	Reason         string `json:"reason,omitzero"`
 	// From and To are positions of the source's topic: "0/120,1/88".
 	From       string     `json:"from"`
 	To         string     `json:"to"`
-	Since      *time.Time `json:"since,omitempty"`
+	Since      *time.Time `json:"since,omitzero"`
 	EventNames []string   `json:"event_names"`
-	ProviderID string     `json:"provider_id,omitempty"`
+	ProviderID string     `json:"provider_id,omitzero"`
 	Rate       int        `json:"rate"`
 	Total      int64      `json:"total"`
-	Estimated  bool       `json:"estimated,omitempty"`
+	Estimated  bool       `json:"estimated,omitzero"`
 	Done       int64      `json:"done"`
-	Unreadable int64      `json:"unreadable,omitempty"`
+	Unreadable int64      `json:"unreadable,omitzero"`
 	PerSecond  float64    `json:"per_second"`
 	// EstimateS is how many seconds are left, if that can be told.
-	EstimateS *float64  `json:"estimate_s,omitempty"`
+	EstimateS *float64  `json:"estimate_s,omitzero"`
 	CreatedAt time.Time `json:"created_at"`
 	CreatedBy string    `json:"created_by"`
 	UpdatedAt time.Time `json:"updated_at"`
@@ -97,7 +97,7 @@ func positions(offsets []int64) string {
 
 type replayBody struct {
 	Success bool       `json:"success"`
-	Message string     `json:"message,omitempty"`
+	Message string     `json:"message,omitzero"`
 	Replay  replayJSON `json:"replay"`
 }
 
@@ -109,7 +109,7 @@ type countBody struct {
 	Success   bool   `json:"success"`
 	Message   string `json:"message"`
 	Count     int64  `json:"count"`
-	Estimated bool   `json:"estimated,omitempty"`
+	Estimated bool   `json:"estimated,omitzero"`
 }
 
 func (s *server) createReplay(w http.ResponseWriter, r *http.Request) {
@@ -138,9 +138,9 @@ func (s *server) createReplay(w http.ResponseWriter, r *http.Request) {
 			if err != nil {
 				return answer{}, err
 			}
-			message := fmt.Sprintf("The replay would make %d deliveries", n)
+			message := fmt.Sprintf("Deliveries that the replay would make: %d", n)
 			if estimated {
-				message = fmt.Sprintf("The replay would make about %d deliveries: there are too many to count them", n)
+				message = fmt.Sprintf("Deliveries that the replay would make: about %d; the range is too long to be counted in time", n)
 			}
 			return answer{status: http.StatusOK, body: countBody{true, message, n, estimated}}, nil
 		}
@@ -195,7 +195,7 @@ type replaysBody struct {
 	Replays []replayJSON `json:"replays"`
 	Total   int          `json:"total"`
 	// Next is the cursor of the next page; there is none after the last.
-	Next string `json:"next,omitempty"`
+	Next string `json:"next,omitzero"`
 }
 
 func (s *server) listReplays(w http.ResponseWriter, r *http.Request) {

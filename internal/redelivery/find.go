@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -44,20 +43,22 @@ func (s *Service) search(ctx context.Context, id string) (found webhook.Attempt,
 	defer cancel()
 	var ranges []replay.Range
 	for topic := range read {
-		b, err := s.bounds(searching, topic)
-		if err != nil {
-			return found, false, err
+		var b bounds
+		if b, err = s.bounds(searching, topic); err != nil {
+			break
 		}
 		ranges = append(ranges, replay.Range{Topic: topic, From: b.starts, To: b.ends})
 	}
-	err = replay.Scan(searching, s.cfg.Kafka, func(rec *kgo.Record) bool {
-		found, ok = read[rec.Topic](rec, id)
-		return !ok
-	}, ranges...)
+	if err == nil {
+		err = replay.Scan(searching, s.cfg.Kafka, func(rec *kgo.Record) bool {
+			found, ok = read[rec.Topic](rec, id)
+			return !ok
+		}, ranges...)
+	}
 	switch {
 	case ok:
 		return found, true, nil
-	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+	case err != nil && searching.Err() != nil && ctx.Err() == nil:
 		return found, false, ErrTooLong
 	case err != nil:
 		return found, false, unavailable(err)

@@ -1,0 +1,207 @@
+package redelivery_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/internal/redelivery"
+	"github.com/arsmedicatech/webhooks/internal/testenv"
+	"github.com/arsmedicatech/webhooks/pkg/events"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
+)
+
+// subscriptions has one, which is enabled.
+type subscriptions struct{}
+
+const subscriptionID = "webhook_subscription:1"
+
+func (subscriptions) Sync(context.Context) error { return nil }
+
+func (subscriptions) Get(id string) (webhook.Registered, bool) {
+	return webhook.Registered{Subscription: &webhook.Subscription{ID: id, EventName: "appointment.*", Enabled: true}}, id == subscriptionID
+}
+
+// service returns a service with a table of its own, as each process has.
+func service(t *testing.T, conf kafka.Config, set func(*redelivery.Config)) *redelivery.Service {
+	t.Helper()
+	opts := testenv.Options(t, conf)
+	table, err := replay.NewTable(replay.TableConfig{Kafka: opts, Topic: conf.Topics().Replays(), Log: testenv.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := redelivery.Config{Kafka: opts, Topics: conf.Topics(), Replays: table, Subscriptions: subscriptions{}}
+	if set != nil {
+		set(&c)
+	}
+	s, err := redelivery.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var g errgroup.Group
+	g.Go(func() error { return table.Run(ctx) })
+	t.Cleanup(func() { cancel(); _ = g.Wait(); s.Close() })
+	return s
+}
+
+func event(t *testing.T, client *kgo.Client, topic string) *kgo.Record {
+	t.Helper()
+	e := events.Event{ID: uuid.NewString(), Type: events.Created, Time: time.Now(), Data: events.Data{
+		AppointmentID: "appointment:1", PatientID: "patient:1", ProviderID: "provider:1", AppointmentDate: "2026-01-02",
+		StartTime: "10:00", EndTime: "10:30", AppointmentType: "consultation", Status: "scheduled", Version: 1,
+	}}
+	r, err := e.Encode(topic)
+	if err == nil {
+		err = client.ProduceSync(t.Context(), r).FirstErr()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func meta(body string) appointment.Meta {
+	return appointment.Meta{Actor: "user:1", Idempotency: appointment.Fingerprint("user:1", "/route", "key", []byte(body))}
+}
+
+// One command that reaches two processes at the same time is one replay, and both
+// are told of the same; with another body one of them is refused.
+func TestRepeatsAtTheSameTime(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	client := testenv.Client(t, conf)
+	services := []*redelivery.Service{service(t, conf, nil), service(t, conf, nil)}
+	stop := make(chan struct{})
+	var g errgroup.Group
+	g.Go(func() error { // so that the ends that they find differ
+		for {
+			select {
+			case <-stop:
+				return nil
+			default:
+				event(t, client, conf.Topics().Events())
+			}
+		}
+	})
+	for round := range 5 {
+		m := meta("")
+		m.Idempotency = appointment.Fingerprint("user:1", "/route", strings.Repeat("k", round+1), nil)
+		made := make([]replay.Replay, len(services))
+		var both errgroup.Group
+		for i, s := range services {
+			both.Go(func() (err error) {
+				made[i], err = s.Replay(t.Context(), m, subscriptionID, redelivery.Ask{From: "earliest"})
+				return err
+			})
+		}
+		if err := both.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		a, b := made[0].Request, made[1].Request
+		if a.ID != b.ID || a.Total != b.Total || !a.CreatedAt.Equal(b.CreatedAt) {
+			t.Errorf("one is told of %+v, the other of %+v", a, b)
+		}
+	}
+	close(stop)
+	_ = g.Wait()
+	if list, err := services[0].List(t.Context(), subscriptionID); err != nil || len(list) != 5 {
+		t.Errorf("%d replays, %v; want 5", len(list), err)
+	}
+
+	refused := make([]error, len(services))
+	var both errgroup.Group
+	for i, body := range []string{"a", "b"} {
+		both.Go(func() error {
+			_, refused[i] = services[i].Replay(t.Context(), meta(body), subscriptionID, redelivery.Ask{From: "earliest"})
+			return nil
+		})
+	}
+	_ = both.Wait()
+	if (refused[0] == nil) == (refused[1] == nil) {
+		t.Errorf("two commands with one key: %v and %v", refused[0], refused[1])
+	}
+}
+
+// What can't be counted in time is estimated, and what can't be found in time is
+// not said to be missing.
+func TestLimit(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	event(t, testenv.Client(t, conf), conf.Topics().Events())
+	s := service(t, conf, func(c *redelivery.Config) { c.Limit = time.Nanosecond })
+	n, estimated, err := s.Count(t.Context(), subscriptionID, redelivery.Ask{From: "earliest"})
+	if err != nil || !estimated || n != 1 {
+		t.Errorf("counted %d (estimated: %t), %v", n, estimated, err)
+	}
+	r, err := s.Replay(t.Context(), appointment.Meta{}, subscriptionID, redelivery.Ask{From: "earliest"})
+	if err != nil || !r.Request.Estimated {
+		t.Errorf("replay %+v, %v", r.Request, err)
+	}
+	if _, err := s.Resend(t.Context(), appointment.Meta{}, uuid.NewString()); !errors.Is(err, redelivery.ErrTooLong) {
+		t.Errorf("a delivery that can't be found in time: %v", err)
+	}
+}
+
+// There are not more replays at the same time than can be worked on.
+func TestTooMany(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	s := service(t, conf, nil)
+	var last replay.Replay
+	var err error
+	n := 0
+	for ; err == nil; n++ {
+		var made replay.Replay
+		if made, err = s.Replay(t.Context(), appointment.Meta{}, subscriptionID, redelivery.Ask{From: "earliest"}); err == nil {
+			last = made
+		}
+	}
+	refused, ok := errors.AsType[*appointment.Refusal](err)
+	if !ok || refused.Code != "too_many_replays" || n != 33 {
+		t.Fatalf("replay %d: %v", n, err)
+	}
+	if _, err := s.Get(t.Context(), subscriptionID, last.Request.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// known is somebody who knows deliveries.
+type known map[string]webhook.Attempt
+
+func (k known) Find(_ context.Context, id string) (webhook.Attempt, bool, error) {
+	a, ok := k[id]
+	return a, ok, nil
+}
+
+// Who knows a delivery is asked first; the topics tell of the others.
+func TestDeliveriesAreAskedFirst(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	client := testenv.Client(t, conf)
+	rec := event(t, client, conf.Topics().Events())
+	at := webhook.Position{Partition: rec.Partition, Offset: rec.Offset}
+	there := uuid.NewString()
+	s := service(t, conf, func(c *redelivery.Config) {
+		c.Deliveries = known{there: {DeliveryID: there, SubscriptionID: subscriptionID, EventPosition: at.String()}}
+	})
+	id, err := s.Resend(t.Context(), meta(""), there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := webhook.ParseDelivery(testenv.Read(t, conf, conf.Topics().Backfill(), 1)[0])
+	if err != nil || d.ID != id || d.Event != at {
+		t.Errorf("delivery %+v, %v", d, err)
+	}
+	if again, err := s.Resend(t.Context(), meta("other"), id); err != nil || again != id {
+		t.Errorf("found in the topics: %s, %v", again, err) // the same key: the same delivery
+	}
+	if _, err := s.Resend(t.Context(), meta(""), uuid.NewString()); err == nil {
+		t.Error("a delivery that nobody knows is sent again")
+	}
+}
