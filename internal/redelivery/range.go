@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
@@ -69,11 +70,11 @@ func (p point) after(other point) bool {
 type bounds struct{ starts, ends []int64 }
 
 func (s *Service) bounds(ctx context.Context, topic string) (bounds, error) {
-	starts, err := byPartition(s.adm.ListStartOffsets(ctx, topic))
+	starts, err := byPartition(ctx, topic, s.adm.ListStartOffsets)
 	if err != nil {
 		return bounds{}, unavailable(fmt.Errorf("look up the start of %s: %w", topic, err))
 	}
-	ends, err := byPartition(s.adm.ListEndOffsets(ctx, topic))
+	ends, err := byPartition(ctx, topic, s.adm.ListEndOffsets)
 	if err == nil && len(ends) != len(starts) {
 		err = errors.New("not all partitions answered")
 	}
@@ -83,22 +84,33 @@ func (s *Service) bounds(ctx context.Context, topic string) (bounds, error) {
 	return bounds{starts, ends}, nil
 }
 
-// byPartition returns listed offsets of one topic by partition.
-func byPartition(listed kadm.ListedOffsets, err error) ([]int64, error) {
-	if err == nil {
-		err = listed.Error()
-	}
-	if err != nil {
-		return nil, err
-	}
-	var offsets []int64
-	listed.Each(func(o kadm.ListedOffset) {
-		for int(o.Partition) >= len(offsets) {
-			offsets = append(offsets, 0)
+// byPartition lists offsets of a topic. It tries again while leaders move, until
+// ctx ends.
+func byPartition(ctx context.Context, topic string, list func(context.Context, ...string) (kadm.ListedOffsets, error)) ([]int64, error) {
+	for {
+		listed, err := list(ctx, topic)
+		if err == nil {
+			err = listed.Error()
 		}
-		offsets[o.Partition] = o.Offset
-	})
-	return offsets, nil
+		if err != nil && kerr.IsRetriable(err) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+				continue
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		var offsets []int64
+		listed.Each(func(o kadm.ListedOffset) {
+			for int(o.Partition) >= len(offsets) {
+				offsets = append(offsets, 0)
+			}
+			offsets[o.Partition] = o.Offset
+		})
+		return offsets, nil
+	}
 }
 
 // resolve returns where a point is in each partition, within the bounds.
@@ -112,7 +124,10 @@ func (s *Service) resolve(ctx context.Context, topic string, p point, b bounds, 
 		found = slices.Clone(b.ends)
 	case !p.at.IsZero():
 		var err error
-		if found, err = byPartition(s.adm.ListOffsetsAfterMilli(ctx, ceilMilli(p.at), topic)); err != nil {
+		after := func(ctx context.Context, topics ...string) (kadm.ListedOffsets, error) {
+			return s.adm.ListOffsetsAfterMilli(ctx, ceilMilli(p.at), topics...)
+		}
+		if found, err = byPartition(ctx, topic, after); err != nil {
 			return nil, unavailable(fmt.Errorf("look up a time in %s: %w", topic, err))
 		}
 		if len(found) != len(b.ends) {
