@@ -49,14 +49,20 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, conf: conf, topics: conf.Topics()}
 	w.client = testenv.Client(t, conf)
 	w.adm = kadm.NewClient(w.client)
+	w.replays, _ = w.table()
 	var err error
-	w.replays, err = replay.NewTable(replay.TableConfig{Kafka: w.opts(), Topic: w.topics.Replays(), Log: testenv.Log(t)})
-	w.check(err)
 	w.subs, err = registry.New(registry.Config{Kafka: w.opts(), Topic: w.topics.Subscriptions(), Log: testenv.Log(t)})
 	w.check(err)
-	w.background(w.replays.Run)
 	w.background(w.subs.Run)
 	return w
+}
+
+// table follows the replays until the test ends or stop is called.
+func (w *world) table() (t *replay.Table, stop func()) {
+	w.t.Helper()
+	t, err := replay.NewTable(replay.TableConfig{Kafka: w.opts(), Topic: w.topics.Replays(), Log: testenv.Log(w.t)})
+	w.check(err)
+	return t, w.background(t.Run)
 }
 
 func (w *world) opts() []kgo.Opt { return testenv.Options(w.t, w.conf) }

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/events"
+	"github.com/arsmedicatech/webhooks/pkg/follow"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 )
@@ -144,39 +145,57 @@ func TestTwoReplayers(t *testing.T) {
 	}
 }
 
-// A new replayer fences the old one before it reads how far the replay is, so
-// that nothing can be committed in between.
-func TestFencesBeforeItReads(t *testing.T) {
+// A new replayer fences the old one, and only then reads how far the replay is:
+// in the other order, or without reading up to the end, it would do again what
+// the old one commits in between.
+func TestFencesThenReads(t *testing.T) {
 	w := newWorld(t)
 	w.events(2500)
 	w.subscribe("webhook_subscription:1")
 	r := w.request("webhook_subscription:1")
 	w.ask(r)
-	asleep, wake := make(chan struct{}), make(chan struct{})
-	ended := make(chan error, 1)
-	once := sync.Once{}
+	table, stop := w.table()
+	asleep, wake, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	begun := 0
 	go func() {
 		ended <- w.replayer(func(step string) error {
-			if step == "produced" {
-				once.Do(func() { close(asleep); <-wake })
+			switch {
+			case step == "begin":
+				if begun++; begun == 2 {
+					close(asleep)
+					<-wake
+				}
+			case step == "committed" && begun == 2:
+				return errKilled
 			}
 			return nil
 		}).Serve(w.context())
 	}()
 	<-asleep
-	var fenced error
-	second := w.replayer(func(step string) error {
-		if step == "initialised" && fenced == nil {
-			close(wake) // the first goes on, and is through before the second reads
-			fenced = <-ended
+	w.check(table.Sync(w.context()))
+	took := sync.OnceFunc(func() {
+		// The first goes on, and nothing tells the second of it any more.
+		close(wake)
+		<-ended
+		stop()
+	})
+	conf := w.config()
+	conf.Replays = table
+	second, err := replay.New(conf.WithStep(func(step string) error {
+		if step == "initialised" || step == "synced" {
+			took()
+		}
+		if step == "round" {
+			return errKilled
 		}
 		return nil
-	})
-	w.background(second.Serve)
-	w.awaitState(r.ID, webhook.ReplayDone)
-	if fenced == nil {
-		t.Error("the first replayer was not fenced")
+	}))
+	w.check(err)
+	if err := second.Serve(w.context()); !errors.Is(err, follow.ErrStopped) {
+		t.Errorf("the second replayer ended with %v", err)
 	}
+	w.background(w.replayer(nil).Run)
+	w.awaitState(r.ID, webhook.ReplayDone)
 	w.made(r, w.log)
 }
 
@@ -381,7 +400,6 @@ func TestRecovery(t *testing.T) {
 		case 0:
 			attempt(e, "webhook_subscription:1", webhook.Failed, "timeout", "")
 			attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "")
-			attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "resend:1")
 			wanted = append(wanted, e)
 		case 1:
 			attempt(e, "webhook_subscription:1", webhook.Discarded, "subscription_disabled", "")
@@ -396,6 +414,9 @@ func TestRecovery(t *testing.T) {
 		case 5:
 			attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "test:1")
 		}
+	}
+	for _, e := range wanted { // and once more
+		attempt(e, "webhook_subscription:1", webhook.Dead, "timeout", "resend:1")
 	}
 	w.produce(records...)
 	r := w.recovery("webhook_subscription:1")

@@ -213,6 +213,9 @@ func (r *Replayer) serve(ctx context.Context) error {
 	if err := r.cfg.Replays.Sync(ctx); err != nil {
 		return err
 	}
+	if err := r.cfg.step("synced"); err != nil {
+		return err
+	}
 	r.cfg.Log.Debug("replayer took over", "group", r.cfg.Group)
 	s := newSession(r, client)
 	defer s.close()
