@@ -24,6 +24,7 @@ import (
 type cli struct {
 	Sender    senderCmd    `cmd:"" help:"Deliveries per second from a full topic."`
 	Router    routerCmd    `cmd:"" help:"Events and deliveries routed per second."`
+	Replay    replayCmd    `cmd:"" help:"Events per second to a new subscription."`
 	Commands  commandsCmd  `cmd:"" help:"Commands per second and their latency."`
 	Restore   restoreCmd   `cmd:"" help:"Time and memory to fold a log of appointments."`
 	Latency   latencyCmd   `cmd:"" help:"From a POST of an appointment to its webhook's arrival."`
