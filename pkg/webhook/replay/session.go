@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -254,7 +255,7 @@ type part struct {
 // read goes on until there are as many candidates as can be delivered, it has
 // read or taken long enough, or there is nothing more yet.
 func (s *session) read(ctx context.Context, j *job, most int) (part, error) {
-	p := part{positions: append([]int64(nil), j.progress.Positions...), state: webhook.ReplayRunning}
+	p := part{positions: slices.Clone(j.progress.Positions), state: webhook.ReplayRunning}
 	if j.reader == nil {
 		var err error
 		if j.reader, err = newReader(s.cfg.Kafka, j.left(s.cfg.Topics)); err != nil {
@@ -350,7 +351,7 @@ func (s *session) commit(ctx context.Context, j *job, p part) error {
 	if err != nil {
 		return err
 	}
-	if err := s.transact(ctx, append(p.deliveries[:len(p.deliveries):len(p.deliveries)], record)); err != nil {
+	if err := s.transact(ctx, append(slices.Clip(p.deliveries), record)); err != nil {
 		return err
 	}
 	j.progress = after
