@@ -2,19 +2,18 @@ package redelivery
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
 	"github.com/arsmedicatech/webhooks/pkg/events"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 )
 
 const (
@@ -70,47 +69,11 @@ func (p point) after(other point) bool {
 type bounds struct{ starts, ends []int64 }
 
 func (s *Service) bounds(ctx context.Context, topic string) (bounds, error) {
-	starts, err := byPartition(ctx, topic, s.adm.ListStartOffsets)
+	starts, ends, err := replay.Bounds(ctx, s.adm, topic)
 	if err != nil {
-		return bounds{}, unavailable(fmt.Errorf("look up the start of %s: %w", topic, err))
-	}
-	ends, err := byPartition(ctx, topic, s.adm.ListEndOffsets)
-	if err == nil && len(ends) != len(starts) {
-		err = errors.New("not all partitions answered")
-	}
-	if err != nil {
-		return bounds{}, unavailable(fmt.Errorf("look up the end of %s: %w", topic, err))
+		return bounds{}, unavailable(err)
 	}
 	return bounds{starts, ends}, nil
-}
-
-// byPartition lists offsets of a topic. It tries again while leaders move, until
-// ctx ends.
-func byPartition(ctx context.Context, topic string, list func(context.Context, ...string) (kadm.ListedOffsets, error)) ([]int64, error) {
-	for {
-		listed, err := list(ctx, topic)
-		if err == nil {
-			err = listed.Error()
-		}
-		if err != nil && kerr.IsRetriable(err) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(50 * time.Millisecond):
-				continue
-			}
-		}
-		if err != nil {
-			return nil, err
-		}
-		var offsets []int64
-		listed.Each(func(o kadm.ListedOffset) {
-			for int(o.Partition) >= len(offsets) {
-				offsets = append(offsets, 0)
-			}
-			offsets[o.Partition] = o.Offset
-		})
-		return offsets, nil
-	}
 }
 
 // resolve returns where a point is in each partition, within the bounds.
@@ -127,7 +90,7 @@ func (s *Service) resolve(ctx context.Context, topic string, p point, b bounds, 
 		after := func(ctx context.Context, topics ...string) (kadm.ListedOffsets, error) {
 			return s.adm.ListOffsetsAfterMilli(ctx, ceilMilli(p.at), topics...)
 		}
-		if found, err = byPartition(ctx, topic, after); err != nil {
+		if found, err = replay.Offsets(ctx, topic, after); err != nil {
 			return nil, unavailable(fmt.Errorf("look up a time in %s: %w", topic, err))
 		}
 		if len(found) != len(b.ends) {

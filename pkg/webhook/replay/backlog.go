@@ -52,20 +52,10 @@ func (b *backlog) added(last *kgo.Record) { b.ends[last.Partition] = last.Offset
 
 func (b *backlog) look(ctx context.Context) error {
 	began := time.Now()
-	ends, err := b.adm.ListEndOffsets(ctx, b.topic)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return fmt.Errorf("find the end of %s: %w", b.topic, err)
-	}
 	// What was deleted before anybody has read it does not wait any more.
-	starts, err := b.adm.ListStartOffsets(ctx, b.topic)
-	if err == nil {
-		err = starts.Error()
-	}
+	starts, ends, err := Bounds(ctx, b.adm, b.topic)
 	if err != nil {
-		return fmt.Errorf("find the start of %s: %w", b.topic, err)
+		return err
 	}
 	committed, err := b.adm.FetchOffsets(ctx, b.group)
 	if err == nil {
@@ -74,17 +64,13 @@ func (b *backlog) look(ctx context.Context) error {
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // no sender has been there yet
 		return fmt.Errorf("fetch offsets of group %s: %w", b.group, err)
 	}
-	n := len(ends[b.topic])
-	if n == 0 {
+	if len(ends) == 0 {
 		return fmt.Errorf("topic %s does not exist", b.topic)
 	}
-	b.ends, b.settled = make([]int64, n), make([]int64, n)
-	for p := range n {
-		end, _ := ends.Lookup(b.topic, int32(p))
-		start, _ := starts.Lookup(b.topic, int32(p))
-		b.ends[p], b.settled[p] = end.Offset, start.Offset
+	b.ends, b.settled = ends, starts
+	for p, start := range starts {
 		if o, ok := committed.Lookup(b.topic, int32(p)); ok {
-			b.settled[p] = max(o.At, start.Offset)
+			b.settled[p] = max(o.At, start)
 		}
 	}
 	b.looked = began

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -182,9 +184,24 @@ func scan(ctx context.Context, opts []kgo.Opt, each func(*kgo.Record) bool, rang
 func Lookup(ctx context.Context, opts []kgo.Opt, topic string, positions []webhook.Position) (map[webhook.Position]*kgo.Record, error) {
 	// near is how far it rather reads on than begins anew.
 	const near = 500
+	if len(positions) == 0 {
+		return nil, nil
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("look up records of %s: %w", topic, err)
+	}
+	defer client.Close()
+	starts, ends, err := Bounds(ctx, kadm.NewClient(client), topic)
+	if err != nil {
+		return nil, err
+	}
 	wanted := map[int32][]int64{}
 	for _, at := range positions {
-		wanted[at.Partition] = append(wanted[at.Partition], at.Offset)
+		// What is not there would be waited for.
+		if p := int(at.Partition); p < len(ends) && at.Offset >= starts[p] && at.Offset < ends[p] {
+			wanted[at.Partition] = append(wanted[at.Partition], at.Offset)
+		}
 	}
 	found := make(map[webhook.Position]*kgo.Record, len(positions))
 	for len(wanted) > 0 {
@@ -227,4 +244,48 @@ func Lookup(ctx context.Context, opts []kgo.Opt, topic string, positions []webho
 		}
 	}
 	return found, nil
+}
+
+// Bounds returns where the partitions of a topic start and end.
+func Bounds(ctx context.Context, adm *kadm.Client, topic string) (starts, ends []int64, err error) {
+	if starts, err = Offsets(ctx, topic, adm.ListStartOffsets); err != nil {
+		return nil, nil, fmt.Errorf("look up the start of %s: %w", topic, err)
+	}
+	ends, err = Offsets(ctx, topic, adm.ListEndOffsets)
+	if err == nil && len(ends) != len(starts) {
+		err = errors.New("not all partitions answered")
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up the end of %s: %w", topic, err)
+	}
+	return starts, ends, nil
+}
+
+// Offsets returns listed offsets of a topic by partition. It tries again while
+// leaders move, until ctx ends.
+func Offsets(ctx context.Context, topic string, list func(context.Context, ...string) (kadm.ListedOffsets, error)) ([]int64, error) {
+	for {
+		listed, err := list(ctx, topic)
+		if err == nil {
+			err = listed.Error()
+		}
+		if err != nil && kerr.IsRetriable(err) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+				continue
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		offsets := make([]int64, len(listed[topic]))
+		for p, o := range listed[topic] {
+			if int(p) >= len(offsets) {
+				return nil, fmt.Errorf("partition %d answered, and not all before it", p)
+			}
+			offsets[p] = o.Offset
+		}
+		return offsets, nil
+	}
 }

@@ -90,10 +90,11 @@ func TestLookup(t *testing.T) {
 	}
 	var asked []webhook.Position
 	for p, end := range ends {
-		for o := range end {
+		for o := range end + 3 { // also what is not there yet
 			asked = append(asked, webhook.Position{Partition: int32(p), Offset: o})
 		}
 	}
+	asked = append(asked, webhook.Position{Partition: 1000, Offset: 1})
 	found, err := replay.Lookup(w.context(), w.opts(), w.topics.Events(), append(asked, asked...))
 	if err != nil {
 		t.Fatal(err)

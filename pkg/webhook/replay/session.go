@@ -173,19 +173,29 @@ func (j *job) close() {
 	}
 }
 
-// limiterOf returns the limiter of a rate, nil for none. It lets through at once
-// what a few looks need, so that the rate is met.
+// limiterOf returns the limiter of a rate, nil for none. It lets twice the least
+// that is made at once accumulate, so that the rate is met although it is asked
+// now and then only.
 func limiterOf(perSecond int) *rate.Limiter {
 	if perSecond == 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(perSecond), max(1, perSecond/4))
+	return rate.NewLimiter(rate.Limit(perSecond), 2*leastOf(perSecond))
 }
+
+// leastOf returns how many deliveries of a rate are made at once at least: each
+// transaction leaves a record of progress, and of those there should not be many.
+func leastOf(perSecond int) int { return max(1, perSecond/4) }
 
 // turn does a part of a replay in a transaction, and says whether it got on.
 func (s *session) turn(ctx context.Context, j *job, cancelled bool) (bool, error) {
 	if cancelled {
 		return true, s.commit(ctx, j, part{positions: j.progress.Positions, state: webhook.ReplayCancelled})
+	}
+	// First, for it costs little: replays that have to wait are asked often.
+	most, err := s.allowed(ctx, j)
+	if err != nil || most == 0 {
+		return false, err
 	}
 	if err := s.cfg.Subscriptions.Sync(ctx); err != nil {
 		return false, err
@@ -193,10 +203,6 @@ func (s *session) turn(ctx context.Context, j *job, cancelled bool) (bool, error
 	sub, ok := s.cfg.Subscriptions.Get(j.request.SubscriptionID)
 	if !ok || sub.Subscription.Deleted {
 		return true, s.commit(ctx, j, part{positions: j.progress.Positions, state: webhook.ReplayFailed, reason: webhook.ReplaySubscriptionDeleted})
-	}
-	most, err := s.allowed(ctx, j)
-	if err != nil || most == 0 {
-		return false, err
 	}
 	p, err := s.read(ctx, j, most)
 	switch {
@@ -229,10 +235,11 @@ func (s *session) turn(ctx context.Context, j *job, cancelled bool) (bool, error
 func (s *session) allowed(ctx context.Context, j *job) (int, error) {
 	most := maxMade
 	if j.limiter != nil {
-		most = min(most, int(j.limiter.TokensAt(s.cfg.Now())))
-	}
-	if most == 0 {
-		return 0, nil
+		tokens := int(j.limiter.TokensAt(s.cfg.Now()))
+		if tokens < leastOf(j.request.Rate) {
+			return 0, nil
+		}
+		most = min(most, tokens)
 	}
 	waiting, err := s.backlog.waiting(ctx, j.request.SubscriptionID)
 	if err != nil {
