@@ -1,20 +1,24 @@
 package chaos
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/events"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 	"github.com/arsmedicatech/webhooks/test/harness"
 )
 
 // A replay makes one delivery of each event that it covers, however often routers
-// are killed while they carry it out.
+// and brokers are killed while it is carried out.
 func TestReplaying(t *testing.T) {
 	p := newPlan(t)
 	d := harness.Start(t, harness.Options{Routers: 2, Senders: -1, Env: []string{"REPLAY_AHEAD=1000000"}})
@@ -42,28 +46,18 @@ func TestReplaying(t *testing.T) {
 	slow := ask(map[string]any{"rate": total / int(moving/time.Second)})
 	partly := ask(map[string]any{"rate": total / int(moving/time.Second) / 2, "event_names": []string{events.Created}})
 
+	faults := p.replayFaults(d, brokers)
 	began, struck := time.Now(), 0
 	for last := replays(t, d); struck < kills && !last[slow].over(); struck++ {
 		p.pace(300*time.Millisecond, 1200*time.Millisecond)
-		var victims []*harness.Process
-		if routers := d.Of("webhook-router"); p.rand.IntN(3) == 0 {
-			victims = routers
-		} else {
-			victims = append(victims, pick(p.rand, routers))
-		}
-		last = replays(t, d)
-		for _, one := range victims {
-			one.Kill()
-		}
-		p.pace(10*time.Millisecond, 500*time.Millisecond)
-		for _, one := range victims {
-			d.Restart(one)
-		}
+		before := replays(t, d)
+		one := faults[struck%len(faults)]
+		one.strike(func(...string) {})
 		at := time.Now()
 		last = awaitReplays(t, d, "the replay goes on", func(now map[string]progress) bool {
-			return now[slow].over() || now[slow].Done > last[slow].Done
+			return now[slow].over() || now[slow].Done > before[slow].Done
 		})
-		t.Logf("%6.1f s: kill -9 of %d, going on after %s: %d of %d", time.Since(began).Seconds(), len(victims), time.Since(at).Round(time.Millisecond), last[slow].Done, total)
+		t.Logf("%6.1f s: %s, going on after %s: %d of %d", time.Since(began).Seconds(), one.name, time.Since(at).Round(time.Millisecond), last[slow].Done, total)
 	}
 	ended := awaitReplays(t, d, "the replays end", func(now map[string]progress) bool { return now[slow].over() && now[partly].over() })
 	if struck < min(3, kills) {
@@ -116,38 +110,73 @@ func TestReplaying(t *testing.T) {
 	report(t, violations)
 }
 
+// replayFaults are the faults of the processes that carry replays out, and of
+// what they stand on, in an order of chance.
+func (p *plan) replayFaults(d *harness.Deployment, brokers *address) []fault {
+	faults := p.routerFaults(d, brokers)
+	p.rand.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
+	return faults
+}
+
 // progress is how far a replay is; it has no state before it has begun.
 type progress struct{ *webhook.ReplayProgress }
 
 func (p progress) over() bool { return p.State != "" && p.Ended() }
 
-// replays returns how far each replay is.
+// replays returns how far each replay is. It tries again while brokers are away.
 func replays(t *testing.T, d *harness.Deployment) map[string]progress {
 	t.Helper()
+	limit := time.Now().Add(recoverLimit)
+	for {
+		found, err := readReplays(t, d)
+		if err == nil {
+			return found
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("read the replays: %v", err)
+		}
+	}
+}
+
+func readReplays(t *testing.T, d *harness.Deployment) (map[string]progress, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	topic := d.Prefix + "webhooks.replays"
+	opts := []kgo.Opt{kgo.SeedBrokers(strings.Split(d.Brokers, ",")...), kgo.FetchMaxWait(100 * time.Millisecond), kgo.MetadataMinAge(250 * time.Millisecond)}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	starts, ends, err := replay.Bounds(ctx, kadm.NewClient(client), topic)
+	if err != nil {
+		return nil, err
+	}
 	found := map[string]progress{}
-	d.Read(t, "webhooks.replays", recoverLimit, func(r *kgo.Record) {
+	return found, replay.Scan(ctx, opts, func(r *kgo.Record) bool {
 		id, kind, err := webhook.ParseReplayKey(r.Key)
 		if err != nil {
 			t.Errorf("replay at %d: %v", r.Offset, err)
-			return
+			return true
 		}
 		if _, known := found[id]; !known {
 			found[id] = progress{&webhook.ReplayProgress{}}
 		}
 		if kind != webhook.ReplayKindProgress {
-			return
+			return true
 		}
 		p, err := webhook.ParseReplayProgress(id, r.Value)
 		if err != nil {
 			t.Errorf("progress at %d: %v", r.Offset, err)
-			return
+			return true
 		}
 		if before := found[id]; before.State != "" && p.Done < before.Done {
 			t.Errorf("the progress at %d goes back from %d to %d", r.Offset, before.Done, p.Done)
 		}
 		found[id] = progress{p}
-	})
-	return found
+		return true
+	}, replay.Range{Topic: topic, From: starts, To: ends})
 }
 
 // awaitReplays returns how far the replays are once it is as wanted.
