@@ -459,6 +459,42 @@ func TestOutOfRange(t *testing.T) {
 	}
 }
 
+// What a recovery has gone through may expire meanwhile.
+func TestRecoveryOutlivesAttempts(t *testing.T) {
+	w := newWorld(t)
+	w.events(60)
+	w.subscribe("webhook_subscription:1")
+	for _, e := range w.log {
+		value, err := json.Marshal(webhook.Attempt{
+			DeliveryID: webhook.DeliveryID(e.ID, "webhook_subscription:1", ""), SubscriptionID: "webhook_subscription:1", EventType: e.Type,
+			EventPosition: e.at.String(), Attempt: 1, At: time.Now().UTC(), Outcome: webhook.Dead, Error: "timeout",
+		})
+		w.check(err)
+		w.produce(&kgo.Record{Topic: w.topics.Attempts(), Key: []byte("webhook_subscription:1"), Value: value})
+	}
+	r := w.recovery("webhook_subscription:1")
+	r.Rate = 40
+	w.ask(r)
+	err := w.replayer(func(step string) error {
+		if step == "committed" {
+			return errKilled
+		}
+		return nil
+	}).Serve(w.context())
+	if !errors.Is(err, errKilled) {
+		t.Fatal(err)
+	}
+	cut := kadm.Offsets{}
+	for p, end := range w.ends(w.topics.Attempts()) {
+		cut.AddOffset(w.topics.Attempts(), int32(p), min(end, 10), -1) // it is at 20
+	}
+	_, err = w.adm.DeleteRecords(w.context(), cut)
+	w.check(err)
+	w.background(w.replayer(nil).Run)
+	w.awaitState(r.ID, webhook.ReplayDone)
+	w.made(r, w.log)
+}
+
 // A request that is written twice ends where it did at first.
 func TestRequestWrittenTwice(t *testing.T) {
 	w := newWorld(t)

@@ -154,17 +154,23 @@ func (s *session) newJob(ctx context.Context, r Replay) (*job, error) {
 		return j, nil
 	}
 	j.seen = map[webhook.Position]bool{}
-	passed := Range{s.cfg.Topics.Attempts(), r.Request.From, j.progress.Positions}
-	err := Scan(ctx, s.cfg.Kafka, func(rec *kgo.Record) bool {
+	topic := s.cfg.Topics.Attempts()
+	starts, _, err := Bounds(ctx, s.backlog.adm, topic)
+	if err != nil {
+		return nil, err
+	}
+	// Of what has expired since it was gone through nothing is remembered; if an
+	// event of it is met again, the same delivery is made again.
+	passed := Range{topic, slices.Clone(r.Request.From), j.progress.Positions}
+	for p, start := range starts[:min(len(starts), len(passed.From))] {
+		passed.From[p] = max(passed.From[p], start)
+	}
+	return j, Scan(ctx, s.cfg.Kafka, func(rec *kgo.Record) bool {
 		if c, ok := candidateOf(j.request, rec); ok {
 			j.seen[c.at] = true
 		}
 		return true
 	}, passed)
-	if errors.Is(err, ErrOutOfRange) {
-		err = nil // what has expired since can't be met again
-	}
-	return j, err
 }
 
 func (j *job) close() {
