@@ -46,7 +46,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 		Router: &Router{Kafka: c.Kafka, Instance: instance, Ahead: defaultAhead, sole: true},
 		Sender: &Sender{
 			Kafka: c.Kafka, Redis: redis, Retries: retries, Targets: targets, SealingKeys: c.SealingKeys,
-			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint, GiveUpAfter: defaultGiveUpAfter,
+			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint, BreakAfter: defaultBreakAfter, GiveUpAfter: defaultGiveUpAfter,
 			Drain: defaultDrain, MarkLife: defaultMarkLife, sole: true,
 		},
 	}

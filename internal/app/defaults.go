@@ -11,6 +11,7 @@ const (
 	defaultRetryAfter  = 15 * time.Minute
 	defaultInFlight    = 1024
 	defaultPerEndpoint = 64
+	defaultBreakAfter  = 100
 	defaultGiveUpAfter = 5 * 24 * time.Hour
 	defaultDrain       = 15 * time.Second
 	defaultMarkLife    = 8 * 24 * time.Hour

@@ -32,6 +32,7 @@ type Sender struct {
 	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
 	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
 	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"64" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
+	BreakAfter   int           `name:"break-after" env:"BREAK_AFTER" default:"100" help:"After how many failures without a success an endpoint is left alone, but for a single request from time to time."`
 	GiveUpAfter  time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
 	Drain        time.Duration `name:"drain" env:"DRAIN" default:"15s" help:"What requests under way get to end when the process stops."`
 	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"192h" help:"How long Redis remembers a delivery. Longer than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
@@ -51,6 +52,8 @@ func (s *Sender) validate() error {
 		return errors.New("REQUEST_TIMEOUT must be between 1ms and 1m")
 	case s.InFlight < 1 || s.PerEndpoint < 1:
 		return errors.New("IN_FLIGHT and PER_ENDPOINT must be at least 1")
+	case s.BreakAfter < 1:
+		return errors.New("BREAK_AFTER must be at least 1")
 	case s.GiveUpAfter < time.Minute:
 		return errors.New("GIVE_UP_AFTER must be at least 1m")
 	case s.MarkLife < time.Hour:
@@ -114,7 +117,7 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	snd, err := sender.New(sender.Config{
 		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
 		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
-		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, GiveUpAfter: s.GiveUpAfter, Drain: s.Drain,
+		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, BreakAfter: s.BreakAfter, GiveUpAfter: s.GiveUpAfter, Drain: s.Drain,
 		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Client: client, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {

@@ -37,7 +37,7 @@ func TestSettingsAreNamedAtOnce(t *testing.T) {
 			[]string{"REDIS_URL", "SEALING_KEYS", "USERS_FILE", "HANDOVER_WAIT", "ALLOW_NETWORKS", "TRUSTED_PROXIES"}},
 		"sender without any": {&Sender{}, []string{"KAFKA_BROKERS", "REDIS_URL", "SEALING_KEYS"}},
 		"sender with one":    {&Sender{Kafka: conf, Redis: redis, SealingKeys: keys, Retries: Retries{Schedule: "x"}}, []string{"REQUEST_TIMEOUT", "RETRY_SCHEDULE"}},
-		"router":             {&Router{From: "yesterday"}, []string{"KAFKA_BROKERS", "--from"}},
+		"router":             {&Router{Ahead: 1, From: "yesterday"}, []string{"KAFKA_BROKERS", "--from"}},
 	} {
 		if strings.HasSuffix(name, "without any") {
 			parser, err := kong.New(c.program, run.Options("test", "")...)

@@ -318,13 +318,18 @@ func (c *rateLimitCmd) Run(ctx context.Context) error {
 	if err := w.produce(ctx, deliveries(w, subs, total)); err != nil {
 		return err
 	}
+	var stops []func() error
+	defer func() {
+		for _, stop := range stops {
+			_ = stop() // it has been measured
+		}
+	}()
 	for range c.Senders {
 		s, err := senderService(w)
 		if err != nil {
 			return err
 		}
-		stop := serve(ctx, s, w.env())
-		defer func() { _ = stop() }()
+		stops = append(stops, serve(ctx, s, w.env()))
 	}
 	// The group shares the partitions out at the beginning.
 	if err := sleepFor(ctx, 15*time.Second); err != nil {

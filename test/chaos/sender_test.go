@@ -26,7 +26,7 @@ import (
 // or stalled: whatever happens to senders, brokers and Redis meanwhile.
 func TestSending(t *testing.T) {
 	p := newPlan(t)
-	d := harness.Start(t, harness.Options{Senders: 2, Env: []string{"REQUEST_TIMEOUT=2s"}})
+	d := harness.Start(t, harness.Options{Senders: 2, Env: []string{"REQUEST_TIMEOUT=2s", "BREAK_AFTER=1000000"}})
 	f := newFlow()
 	sink := newReceiver(t, f, p.source(1))
 	a := newAPI(d.URLs)

@@ -121,9 +121,9 @@ func (d *Deployment) Routed(tb testing.TB, limit time.Duration) {
 // now and its retries.
 func (d *Deployment) Sent(tb testing.TB, limit time.Duration) {
 	tb.Helper()
-	topics := []string{"webhooks.deliveries"}
+	topics := []string{"webhooks.deliveries", "webhooks.backfill", "webhooks.parked"}
 	for delay := range strings.SplitSeq(d.Schedule, ",") {
-		topics = append(topics, "webhooks.retry."+delay)
+		topics = append(topics, "webhooks.retry."+delay, "webhooks.parked")
 	}
 	for _, topic := range topics {
 		d.passed(tb, "webhook-sender", topic, limit)

@@ -274,7 +274,8 @@ func (o outcome) lesson() lesson {
 	switch {
 	case o.kind == webhook.Delivered:
 		l.kind = good
-	case o.err != "status", o.status == http.StatusTooManyRequests, o.status >= 500:
+	case o.err != "status", o.status == http.StatusTooManyRequests,
+		o.status >= http.StatusBadGateway && o.status <= http.StatusGatewayTimeout:
 		l.kind = overloaded
 	}
 	return l
