@@ -31,6 +31,7 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/testenv"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
 )
 
 const (
@@ -48,6 +49,7 @@ var users = map[session.Role]string{
 type deployment struct {
 	kafka  kafka.Config
 	redis  *redis.Options
+	status *redis.Options // for the status of deliveries
 	prefix string
 	users  string
 	keys   *seal.Keyring
@@ -69,6 +71,7 @@ func deploy(t *testing.T) *deployment {
 		log:    testenv.Log(t),
 		prefix: "t" + uuid.NewString()[:8] + ":", users: filepath.Join(t.TempDir(), "users.json"),
 	}
+	d.status = d.redis
 	if err := os.WriteFile(d.users, []byte(`{"users":[`+strings.Join(all, ",")+`]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -115,12 +118,16 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 		Seal: d.keys.Seal, Log: log,
 	}, reg)
 	check(t, err)
+	deliveries, err := status.New(status.Config{
+		Kafka: testenv.Options(t, d.kafka), Topics: topics, Group: d.kafka.TopicPrefix + "status", Redis: d.status, Prefix: d.prefix + "st:", Log: log,
+	})
+	check(t, err)
 	known, err := session.LoadUsers(d.users)
 	check(t, err)
 	sessions, err := session.NewStore(session.StoreConfig{Redis: d.redis, Prefix: d.prefix})
 	check(t, err)
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Users: known, Sessions: sessions,
+		Appointments: appointments, Subscriptions: subscriptions, Deliveries: deliveries, Users: known, Sessions: sessions,
 		Origins: []string{origin}, HandoverWait: 20 * time.Second, Log: log, Metrics: in.metrics,
 	})
 	check(t, err)
@@ -137,12 +144,14 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	g.Go(func() error { return appointments.Run(ctx) })
 	g.Go(func() error { return reg.Run(ctx) })
 	g.Go(func() error { return subscriptions.Run(ctx) })
+	g.Go(func() error { return deliveries.Run(ctx) })
 	in.stop = sync.OnceFunc(func() {
 		server.Close()
 		cancel()
 		if err := g.Wait(); err != nil {
 			t.Errorf("the services ended with: %v", err)
 		}
+		_ = deliveries.Close()
 		_ = sessions.Close()
 	})
 	t.Cleanup(in.stop)

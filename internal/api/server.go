@@ -1,4 +1,4 @@
-// Package api is the HTTP API: sign-in, appointments and subscriptions.
+// Package api is the HTTP API: sign-in, appointments, subscriptions and what became of deliveries.
 package api
 
 import (
@@ -17,12 +17,14 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/appointment"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
 )
 
 // Config of the API. HandoverWait, Log, Metrics and Now have defaults.
 type Config struct {
 	Appointments  *appointment.Service
 	Subscriptions *subscription.Service
+	Deliveries    *status.Projection
 	Users         *session.Users
 	Sessions      *session.Store
 	// Origins are the web pages' origins ("https://app.example.org") from which
@@ -49,8 +51,8 @@ func (c Config) withDefaults() (Config, error) {
 		c.Now = time.Now
 	}
 	switch {
-	case c.Appointments == nil || c.Subscriptions == nil || c.Users == nil || c.Sessions == nil:
-		return c, errors.New("api: Config needs Appointments, Subscriptions, Users and Sessions")
+	case c.Appointments == nil || c.Subscriptions == nil || c.Deliveries == nil || c.Users == nil || c.Sessions == nil:
+		return c, errors.New("api: Config needs Appointments, Subscriptions, Deliveries, Users and Sessions")
 	case c.HandoverWait < 0:
 		return c, fmt.Errorf("api: a hand-over wait of %v makes no sense", c.HandoverWait)
 	}
@@ -140,6 +142,9 @@ func (s *server) routes(r chi.Router) {
 		r.Get("/api/webhooks/{id}", s.getSubscription)
 		r.Put("/api/webhooks/{id}", s.changeSubscription)
 		r.Delete("/api/webhooks/{id}", s.deleteSubscription)
+		r.Get("/api/webhooks/{id}/deliveries", s.listDeliveries)
+		r.Get("/api/webhooks/{id}/stats", s.stats)
+		r.Get("/api/deliveries/{id}", s.getDelivery)
 	})
 }
 

@@ -27,6 +27,7 @@ const (
 	groupSubscriptions = "subscriptions"
 	groupRouter        = "webhook-router"
 	groupSender        = "webhook-sender"
+	groupStatus        = "status"
 )
 
 // Instance tells processes of one service apart.

@@ -12,4 +12,6 @@ const (
 	defaultPerEndpoint = 32
 	defaultDrain       = 15 * time.Second
 	defaultMarkLife    = 8 * 24 * time.Hour
+	defaultStatusLife  = 7 * 24 * time.Hour
+	defaultStatusCount = 100_000
 )

@@ -16,7 +16,7 @@ func TestEmbeddedDefaults(t *testing.T) {
 		settings, embedded run.Program
 		fields             []string
 	}{
-		{&Appointments{}, all.Appointments, []string{"HandoverWait"}},
+		{&Appointments{}, all.Appointments, []string{"HandoverWait", "StatusRetention", "StatusPerSubscription"}},
 		{&Sender{}, all.Sender, []string{"Timeout", "RetryAfter", "InFlight", "PerEndpoint", "Drain", "MarkLife"}},
 	} {
 		parser, err := kong.New(c.settings, run.Options("test", "")...)
