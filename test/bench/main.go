@@ -27,6 +27,7 @@ type cli struct {
 	Commands commandsCmd `cmd:"" help:"Commands per second and their latency."`
 	Restore  restoreCmd  `cmd:"" help:"Time and memory to fold a log of appointments."`
 	Latency  latencyCmd  `cmd:"" help:"From a POST of an appointment to its webhook's arrival."`
+	Status   statusCmd   `cmd:"" help:"Deliveries and attempts projected per second, memory of Redis, and questions."`
 	Sink     sinkCmd     `cmd:"" hidden:"" help:"The endpoint that requests are sent to; started by the others."`
 }
 
