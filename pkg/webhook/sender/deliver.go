@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
@@ -310,63 +309,24 @@ func (s *Sender) record(j *job, claim dedupe.Claim, o outcome) {
 	handOver, attempt, err := s.encode(j.r, j.d, o)
 	if err != nil {
 		// Can't be with what was parsed; but if it is, it must not block.
-		s.pool.run(func() { s.end(j, s.unreadable(j.p.hard, j.r, err)) })
+		s.bury(j, err)
 		return
 	}
 	s.observe(j.d, o)
 	s.recorder.add(&note{j, handOver, attempt, &dedupe.Settlement{ID: j.d.ID, Attempt: j.d.Attempt, Token: claim.Token, Outcome: o.kind}})
 }
 
-// produce appends a record and returns once it is acknowledged; it tries for as
-// long as ctx lasts, unless the record is too large.
-func (s *Sender) produce(ctx context.Context, rec *kgo.Record) error {
-	for {
-		err := s.append(ctx, rec)
-		if err == nil || ctx.Err() != nil || errors.Is(err, kerr.MessageTooLarge) {
-			return err
-		}
-		s.cfg.Log.Error("append failed; trying again", "topic", rec.Topic, "error", err)
-		if !sleep(ctx, time.Second) {
-			return fmt.Errorf("append to %s: %w", rec.Topic, context.Cause(ctx))
-		}
-		rec = &kgo.Record{Topic: rec.Topic, Key: rec.Key, Value: rec.Value, Headers: rec.Headers}
-	}
-}
-
-// append appends a record once. It does not wait longer than ctx lasts, although
-// the client does: it can't take back a record whose fate it does not know. If
-// such a record is written after all, it is the twin of one that a later owner
-// of the partition writes.
-func (s *Sender) append(ctx context.Context, rec *kgo.Record) error {
-	acknowledged := make(chan error, 1)
-	s.client.Produce(ctx, rec, func(_ *kgo.Record, err error) { acknowledged <- err })
-	select {
-	case err := <-acknowledged:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// unreadable makes a dead letter of a record that is no delivery.
-func (s *Sender) unreadable(ctx context.Context, r *kgo.Record, cause error) bool {
-	err := s.bury(ctx, r, cause)
-	if errors.Is(err, kerr.MessageTooLarge) {
-		bare := &kgo.Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
-		err = s.bury(ctx, bare, fmt.Errorf("%w; its %d bytes are too many for a dead letter", cause, size(r)))
-	}
-	s.cfg.Log.Error("unreadable delivery is now a dead letter",
-		"topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "cause", cause, "error", err)
+// bury makes a dead letter of a record that is no delivery.
+func (s *Sender) bury(j *job, cause error) {
+	dead, err := webhook.Unreadable(s.cfg.Topics.DeadLetters(), j.r, cause, time.Now())
+	s.cfg.Log.Error("unreadable delivery becomes a dead letter",
+		"topic", j.r.Topic, "partition", j.r.Partition, "offset", j.r.Offset, "cause", cause, "error", err)
 	s.metrics.unreadable.Inc()
-	return err == nil
-}
-
-func (s *Sender) bury(ctx context.Context, r *kgo.Record, cause error) error {
-	dead, err := webhook.Unreadable(s.cfg.Topics.DeadLetters(), r, cause, time.Now())
 	if err != nil {
-		return err
+		s.end(j, false) // it stays uncommitted
+		return
 	}
-	return s.produce(ctx, dead)
+	s.recorder.add(&note{j: j, handOver: dead})
 }
 
 // goRound puts a delivery that its endpoint asked to wait longer back into a

@@ -19,15 +19,19 @@ import (
 // without drawing those. It serves one shard after the other.
 type drawer struct {
 	s     *Sender
-	topic [16]byte     // the id of the topic, set by run
+	topic [16]byte     // the id of the topic, once it is known
 	bytes atomic.Int64 // of what is drawn and not settled
 	stir  chan struct{}
+	// decompress keeps its large buffers from one fetch to the next.
+	decompress kgo.Decompressor
 
 	mu   sync.Mutex
 	line []*shard
 }
 
-func newDrawer(s *Sender) *drawer { return &drawer{s: s, stir: make(chan struct{}, 1)} }
+func newDrawer(s *Sender) *drawer {
+	return &drawer{s: s, stir: make(chan struct{}, 1), decompress: kgo.DefaultDecompressor()}
+}
 
 // ask lines up a shard; its drawing stays set until no lane of it is hungry.
 func (dr *drawer) ask(sh *shard) {
@@ -42,6 +46,10 @@ func (dr *drawer) ask(sh *shard) {
 
 // room says whether more may be drawn than one delivery for each lane.
 func (dr *drawer) room() bool { return dr.bytes.Load() < dr.s.cfg.DrawBytes }
+
+// ample says whether there is room enough to fetch more: a fetch for a single
+// delivery costs as much as one for many.
+func (dr *drawer) ample() bool { return 2*dr.bytes.Load() < dr.s.cfg.DrawBytes }
 
 // run fetches until ctx ends.
 func (dr *drawer) run(ctx context.Context) {
@@ -91,20 +99,13 @@ func (dr *drawer) draw(ctx context.Context, sh *shard) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	jobs := make([]*job, 0, len(records))
-	for _, r := range records {
-		next = r.Offset + 1
-		if r.Offset >= until {
+	for i, r := range records {
+		if next = r.Offset + 1; r.Offset >= until {
+			records = records[:i]
 			break
 		}
-		if r.Attrs.IsControl() {
-			continue
-		}
-		if d, err := parse(r); err == nil { // else it was dealt with when it was seen
-			jobs = append(jobs, &job{p: p, r: r, d: d})
-		}
 	}
-	return sh.feed(p, jobs, at, min(next, until)), nil
+	return sh.feed(p, records, at, min(next, until)), nil
 }
 
 // fetch returns records of the topic of parked deliveries from an offset on, which
@@ -148,11 +149,12 @@ func (dr *drawer) fetch(ctx context.Context, partition int32, at int64) (records
 		if errors.Is(err, kerr.OffsetOutOfRange) && part.LogStartOffset > at {
 			return nil, part.LogStartOffset, nil
 		}
+		dr.topic = [16]byte{} // it may have been made anew
 		return nil, 0, fmt.Errorf("fetch %s[%d]@%d: %w", topic, partition, at, err)
 	}
 	processed, _ := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
 		KeepControlRecords: true, Topic: topic, Partition: partition, Offset: at, IsolationLevel: kgo.ReadCommitted(),
-	}, part, kgo.DefaultDecompressor(), nil)
+	}, part, dr.decompress, nil)
 	if processed.Err != nil {
 		return nil, 0, fmt.Errorf("read %s[%d]@%d: %w", topic, partition, at, processed.Err)
 	}

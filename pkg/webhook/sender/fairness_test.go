@@ -104,17 +104,17 @@ func TestParkedAreDrawnInOrder(t *testing.T) {
 		// Nobody else is there to blame it, so it is those that wait too long.
 		stall := make(gate)
 		rc.answer = stall.answer
-		ids := b.deliverMany(s, 2000)
+		ids := b.deliverMany(s, 1000)
 		snd := b.start(oneAtATime)
 		rc.next()
 		time.Sleep(5 * time.Second)
 		close(stall)
-		for range 700 {
+		for range 300 {
 			rc.next()
 		}
 		snd.stop()
 		snd = b.start(oneAtATime)
-		for range 2001 - 701 {
+		for range 1001 - 301 {
 			rc.next()
 		}
 		time.Sleep(time.Second)
@@ -134,7 +134,7 @@ func TestFloodGivesWay(t *testing.T) {
 		well := b.receive(nil)
 		a := b.subscribe(flooded.url)
 		other := b.neighbour(a, well.url)
-		const backlog = 8000 // takes 5 s
+		const backlog = 4000 // takes 2.5 s
 		b.deliverMany(a, backlog)
 		snd := b.start(func(cfg *sender.Config) { cfg.PerEndpoint = 8 })
 		first := flooded.next()
@@ -159,11 +159,11 @@ func TestNobodyWaitsBehindAnothersBacklog(t *testing.T) {
 		stuck, well := b.receive(stall.answer), b.receive(open.answer)
 		a := b.subscribe(stuck.url)
 		other := b.neighbour(a, well.url)
-		all := b.deliverMany(a, 2000)
-		ids := b.deliverMany(other, 500)
-		all = append(all, b.deliverMany(a, 2000)...)
-		ids = append(ids, b.deliverMany(other, 500)...)
-		snd := b.start(func(cfg *sender.Config) { cfg.PerEndpoint, cfg.Window, cfg.DrawBytes = 1, 16, 4<<10 })
+		all := b.deliverMany(a, 1000)
+		ids := b.deliverMany(other, 250)
+		all = append(all, b.deliverMany(a, 1000)...)
+		ids = append(ids, b.deliverMany(other, 250)...)
+		snd := b.start(func(cfg *sender.Config) { cfg.PerEndpoint, cfg.Window, cfg.DrawBytes = 1, 16, 48<<10 })
 		time.Sleep(5 * time.Second)
 		close(open)
 		for range ids {

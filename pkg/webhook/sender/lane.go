@@ -99,6 +99,12 @@ func (b *backlog) parked(seen int64) bool {
 	return b.leaving > 0 || b.drawn > 0 || b.behind > 0 || b.written > seen
 }
 
+// takes says whether the record at an offset, fetched with all from at on, may be
+// the next that is to be drawn.
+func (b *backlog) takes(at, offset int64) bool {
+	return b.behind > 0 && b.from >= at && offset >= b.from
+}
+
 // lowest returns the lowest offset that is not settled, and false if all are.
 func (b *backlog) lowest() (int64, bool) {
 	if b.tracker != nil {

@@ -230,17 +230,17 @@ func (p *partition) take(r *kgo.Record) bool {
 	if p.parked {
 		p.shard.pass(p, r)
 	}
-	j := &job{p: p, r: r, d: d, tracker: p.tracker}
+	late := err == nil && p.delay > 0 && time.Until(d.NotBefore) > 0
+	// Before others see it: what is on its way to a topic can't be given up.
+	j := &job{p: p, r: r, d: d, tracker: p.tracker, busy: err != nil || late}
 	p.tracker.Begin(r)
 	if !p.begin(j) {
 		return false
 	}
 	switch {
 	case err != nil:
-		j.busy = true
-		p.s.pool.run(func() { p.end(j, p.s.unreadable(p.hard, r, err)) })
-	case p.delay > 0 && time.Until(d.NotBefore) > 0:
-		j.busy = true
+		p.s.bury(j, err)
+	case late:
 		p.s.goRound(j)
 	default:
 		for {

@@ -124,7 +124,8 @@ func (rc *recorder) append(ctx context.Context, notes []*note, part func(*note) 
 			done = append(done, n)
 		case errors.Is(failed[i], kerr.MessageTooLarge):
 			// Can't be with what was parsed; but if it is, it must not block.
-			rc.s.cfg.Log.Error("a record is too large for its topic and is left out", "topic", (*rec).Topic, "delivery_id", n.j.d.ID)
+			rc.s.cfg.Log.Error("a record is too large for its topic and is left out", "topic", (*rec).Topic,
+				"source", n.j.r.Topic, "partition", n.j.r.Partition, "offset", n.j.r.Offset)
 			*rec = nil
 			done = append(done, n)
 		default:

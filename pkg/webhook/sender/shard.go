@@ -184,6 +184,10 @@ func (sh *shard) clear(ln *lane) {
 func (sh *shard) admit(j *job) (wait <-chan struct{}) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	if j.p.stopped() {
+		sh.end(j, false)
+		return nil
+	}
 	c := classOf(j.d)
 	ln := sh.lane(j.d.SubscriptionID)
 	leaves := sh.isParked(ln, c)
@@ -327,6 +331,10 @@ func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 		ln.paused = now.Add(l.wait)
 		sh.again(j)
 	case refused:
+		if j.p.stopped() { // nobody else would give it up
+			sh.end(j, false)
+			break
+		}
 		j.busy = false
 		sh.at(now.Add(l.wait), func() {
 			if !j.p.stopped() { // else it has been given up
@@ -473,7 +481,7 @@ func (ln *lane) appetite() int { return min(max(4*int(ln.pace.limit), 64), 1024)
 // hungry says whether little of what is parked is left in the lane.
 func (ln *lane) hungry(c class) bool {
 	b := &ln.backlogs[c]
-	return b.behind > 0 && (b.drawn == 0 || 2*b.drawn <= ln.appetite() && ln.sh.s.drawer.room())
+	return b.behind > 0 && (b.drawn == 0 || 2*b.drawn <= ln.appetite() && ln.sh.s.drawer.ample())
 }
 
 // draw has more fetched of what is parked, if the lane is hungry; the caller
@@ -516,40 +524,43 @@ func (sh *shard) hungriest() (at int64, found bool) {
 
 // feed gives lanes what was fetched from at on and before next, as far as they
 // have room and need nothing from before. It says whether some are still hungry.
-func (sh *shard) feed(p *partition, jobs []*job, at, next int64) (more bool) {
+func (sh *shard) feed(p *partition, records []*kgo.Record, at, next int64) (more bool) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if p.stopped() {
 		sh.drawing = false
 		return false
 	}
-	type place struct {
-		ln *lane
-		c  class
-	}
-	left := map[place]bool{} // who has left something behind
-	for _, j := range jobs {
-		to := place{sh.lanes[j.d.SubscriptionID], classOf(j.d)}
-		if to.ln == nil || left[to] {
+	left := map[*backlog]bool{} // what has more that was fetched and not taken
+	for _, r := range records {
+		ln := sh.lanes[string(r.Key)]
+		// Most are of lanes that take nothing of it: they are not even parsed.
+		if ln == nil || r.Attrs.IsControl() || !slices.ContainsFunc([]class{live, bulk}, func(c class) bool {
+			b := &ln.backlogs[c]
+			return b.takes(at, r.Offset) && !left[b]
+		}) {
 			continue
 		}
-		b := &to.ln.backlogs[to.c]
-		switch {
-		case b.behind == 0 || b.from < at || j.r.Offset < b.from:
-		case b.drawn >= to.ln.appetite() || b.drawn > 0 && !sh.s.drawer.room():
-			left[to] = true
-			b.from = j.r.Offset
+		d, err := parse(r)
+		if err != nil { // it was dealt with when it was seen
+			continue
+		}
+		switch b := &ln.backlogs[classOf(d)]; {
+		case !b.takes(at, r.Offset) || left[b]:
+		case b.drawn >= ln.appetite() || b.drawn > 0 && !sh.s.drawer.room():
+			left[b] = true
+			b.from = r.Offset
 		default:
 			b.behind--
-			b.from = j.r.Offset + 1
-			sh.drawn(to.ln, j)
+			b.from = r.Offset + 1
+			sh.drawn(ln, &job{p: p, r: r, d: d})
 		}
 	}
 	sh.drawing = false
 	for _, ln := range sh.lanes {
 		for c := range classes {
 			b := &ln.backlogs[c]
-			if b.behind > 0 && b.from >= at && b.from < next && !left[place{ln, c}] {
+			if b.behind > 0 && b.from >= at && b.from < next && !left[b] {
 				b.from = next
 			}
 			sh.drawing = sh.drawing || ln.hungry(c)
