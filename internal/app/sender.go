@@ -16,6 +16,7 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/sender"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/standing"
 )
@@ -114,11 +115,15 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	if err != nil {
 		return err
 	}
+	replays, err := replay.NewTable(replay.TableConfig{Kafka: opts, Topic: topics.Replays(), Log: env.Log})
+	if err != nil {
+		return err
+	}
 	snd, err := sender.New(sender.Config{
 		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
 		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
 		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, BreakAfter: s.BreakAfter, GiveUpAfter: s.GiveUpAfter, Drain: s.Drain,
-		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Client: client, Log: env.Log, Metrics: env.Metrics,
+		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Cancelled: replays.Cancelled, Client: client, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {
 		return err
@@ -126,15 +131,24 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	env.Health.Add("sender", snd.Ready)
 	env.Health.Add("subscriptions", run.Closed(subscriptions.Restored(), "reading the subscriptions"))
 
-	// Requests under way still ask the registry.
+	// Requests under way still ask the tables.
 	reading, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var g errgroup.Group
-	// Without its table it must not go on.
+	// Without its tables it must not go on.
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	g.Go(func() error { defer end(); return subscriptions.Run(reading) })
-	g.Go(func() error { defer stop(); return snd.Run(ctx) })
+	g.Go(func() error { defer end(); return replays.Run(reading) })
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-replays.Restored(): // or what has been cancelled would be sent
+		case <-ctx.Done():
+			return nil
+		}
+		return snd.Run(ctx)
+	})
 	return g.Wait()
 }
 

@@ -61,6 +61,44 @@ func TestReplay(t *testing.T) {
 	if replayed != 2 {
 		t.Errorf("%d events were replayed, want 2", replayed)
 	}
+	marked := 0
+	for _, r := range sink.AwaitN(t, 8)[4:] {
+		if (r.ID() == test) != (r.Header.Get("X-Webhook-Test") == "true") {
+			t.Errorf("delivery %s says of itself that it is a test: %q", r.ID(), r.Header.Get("X-Webhook-Test"))
+		}
+		if r.ID() == test {
+			marked++
+		}
+	}
+	if marked != 1 {
+		t.Errorf("%d tests arrived, want one", marked)
+	}
+	d.Drained(t)
+	d.CheckSchemas(t)
+}
+
+// Cancelling a replay also ends what it has made and what still waits.
+func TestCancelledReplay(t *testing.T) {
+	d := harness.Start(t, harness.Options{RetrySchedule: "5s"})
+	c := d.SignIn(d.URL)
+	c.Book(t, "provider:1", day, "10:00", "10:30")
+	failing := harness.NewSink(t, func(harness.Request) int { return http.StatusInternalServerError })
+	id := c.Subscribe(t, "appointment.created", failing.URL, secret)
+	replays := "/api/webhooks/" + id + "/replays"
+	replay := c.Must(t, http.StatusCreated, http.MethodPost, replays, map[string]any{"from": "earliest"}).Object("replay").String("id")
+	failing.AwaitN(t, 1)
+	c.Must(t, http.StatusOK, http.MethodDelete, replays+"/"+replay, nil)
+	last, err := webhook.ParseAttempt(d.AwaitRecords(t, "webhooks.attempts", 2)[1].Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last.Attempt != 2 || last.Outcome != webhook.Discarded || last.Error != "replay_cancelled" {
+		t.Errorf("the second attempt is recorded as %+v", last)
+	}
+	if n := len(failing.Requests()); n != 1 {
+		t.Errorf("%d requests arrived, want one", n)
+	}
+	d.Drained(t)
 	d.CheckSchemas(t)
 }
 
