@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"sync"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 type latencyCmd struct {
@@ -149,36 +147,8 @@ func (c *latencyCmd) fromTopic(ctx context.Context, sink string) (map[string]tim
 	if err := await(ctx, 10*time.Millisecond, func() (bool, error) { return len(env.Health.Problems()) == 0, nil }); err != nil {
 		return nil, err
 	}
-	opts, err := w.conf.Options(env.Log)
-	if err != nil {
-		return nil, err
-	}
-	producer, err := kgo.NewClient(append(opts, kgo.ProducerLinger(0))...)
-	if err != nil {
-		return nil, err
-	}
-	defer producer.Close()
-	records := deliveries(w, subs, int(c.For.Seconds()*c.Rate))
-	sent := map[string]time.Time{}
-	var mu sync.Mutex
-	err = c.pace(ctx, func(i int) error {
-		began := time.Now()
-		if err := producer.ProduceSync(ctx, records[i]).FirstErr(); err != nil {
-			return err
-		}
-		var body struct {
-			Data struct {
-				ID string `json:"appointment_id"`
-			} `json:"data"`
-		}
-		if err := json.Unmarshal(records[i].Value, &body); err != nil {
-			return err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		sent[body.Data.ID] = began
-		return nil
-	})
+	live := fairnessCmd{Rate: c.Rate, For: c.For}
+	sent, err := live.send(ctx, w, subs, true)
 	if err != nil {
 		return nil, err
 	}
