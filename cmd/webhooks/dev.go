@@ -25,13 +25,14 @@ import (
 )
 
 type devCmd struct {
-	Listen      string   `name:"listen" env:"LISTEN" default:"127.0.0.1:5000" help:"Address of the API. Loopback only: everybody knows the password."`
-	AdminListen string   `name:"admin-listen" env:"ADMIN_LISTEN" default:"127.0.0.1:9090" help:"Address of /healthz, /readyz and /metrics."`
-	DataDir     string   `name:"data-dir" env:"DATA_DIR" default:".webhooks" type:"path" help:"Directory that keeps everything from one start to the next."`
-	Schedule    string   `name:"retry-schedule" env:"RETRY_SCHEDULE" default:"1s,2s,4s,8s,16s" help:"Delays after each failed attempt."`
-	Origins     []string `name:"cors-origins" env:"CORS_ORIGINS" placeholder:"ORIGIN" help:"Origins of web pages that may use the API with cookies, such as http://localhost:3000; by default none."`
-	LogLevel    string   `name:"log-level" env:"LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"Lowest level that is logged: debug, info, warn or error."`
-	LogFormat   string   `name:"log-format" env:"LOG_FORMAT" enum:"auto,text,json" default:"auto" help:"Form of the log: text, json, or auto for text on a terminal and JSON elsewhere."`
+	Listen      string      `name:"listen" env:"LISTEN" default:"127.0.0.1:5000" help:"Address of the API. Loopback only: everybody knows the password."`
+	AdminListen string      `name:"admin-listen" env:"ADMIN_LISTEN" default:"127.0.0.1:9090" help:"Address of /healthz, /readyz and /metrics."`
+	DataDir     string      `name:"data-dir" env:"DATA_DIR" default:".webhooks" type:"path" help:"Directory that keeps everything from one start to the next."`
+	Origins     []string    `name:"cors-origins" env:"CORS_ORIGINS" placeholder:"ORIGIN" help:"Origins of web pages that may use the API with cookies, such as http://localhost:3000; by default none."`
+	LogLevel    string      `name:"log-level" env:"LOG_LEVEL" enum:"debug,info,warn,error" default:"info" help:"Lowest level that is logged: debug, info, warn or error."`
+	LogFormat   string      `name:"log-format" env:"LOG_FORMAT" enum:"auto,text,json" default:"auto" help:"Form of the log: text, json, or auto for text on a terminal and JSON elsewhere."`
+	Retries     app.Retries `embed:""`
+	Sending     app.Sending `embed:""`
 }
 
 // Common implements run.Program.
@@ -44,8 +45,11 @@ func (c *devCmd) Prepare() error {
 	if err := loopback(c.Listen); err != nil {
 		return &run.UsageError{Err: err}
 	}
-	if _, err := webhook.ParseSchedule(c.Schedule); err != nil {
-		return &run.UsageError{Err: fmt.Errorf("RETRY_SCHEDULE: %w", err)}
+	if _, err := c.Retries.Parse(); err != nil {
+		return &run.UsageError{Err: err}
+	}
+	if err := c.Sending.Check(); err != nil {
+		return &run.UsageError{Err: err}
 	}
 	return c.inUse(embedded.Free(c.DataDir))
 }
@@ -60,9 +64,9 @@ func (c *devCmd) inUse(err error) error {
 
 // Run implements run.Program.
 func (c *devCmd) Run(ctx context.Context, env *run.Env) error {
-	schedule, err := webhook.ParseSchedule(c.Schedule)
+	schedule, err := c.Retries.Parse()
 	if err != nil {
-		return &run.UsageError{Err: fmt.Errorf("RETRY_SCHEDULE: %w", err)}
+		return &run.UsageError{Err: err}
 	}
 	// Before anything is made: a second start should change nothing.
 	l, err := net.Listen("tcp", c.Listen)
@@ -114,7 +118,7 @@ func (c *devCmd) services(ctx context.Context, env *run.Env, instance *embedded.
 		return nil, err
 	}
 	return app.NewEmbedded(app.EmbeddedConfig{
-		Kafka: conf, RedisURL: instance.RedisURL(), InstanceID: id, SealingKeys: keys, UsersFile: users, Listen: c.Listen, RetrySchedule: c.Schedule, Origins: c.Origins,
+		Kafka: conf, RedisURL: instance.RedisURL(), InstanceID: id, SealingKeys: keys, UsersFile: users, Listen: c.Listen, Retries: c.Retries, Sending: c.Sending, Origins: c.Origins,
 	}), nil
 }
 

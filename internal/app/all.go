@@ -18,8 +18,8 @@ type EmbeddedConfig struct {
 	SealingKeys string
 	UsersFile   string
 	Listen      string
-	// RetrySchedule is as in RETRY_SCHEDULE.
-	RetrySchedule string
+	Retries     Retries
+	Sending     Sending
 	// Origins are as in CORS_ORIGINS.
 	Origins []string
 }
@@ -31,12 +31,12 @@ type All struct {
 	Sender       *Sender
 }
 
-// NewEmbedded sets the three up with their defaults, for an embedded broker and
-// Redis that only they use. Webhooks may be sent to this machine.
+// NewEmbedded sets the three up for an embedded broker and Redis that only they
+// use. What the configuration leaves open has its default. Webhooks may be sent
+// to this machine.
 func NewEmbedded(c EmbeddedConfig) *All {
 	instance := Instance{InstanceID: c.InstanceID}
 	redis := Redis{URL: c.RedisURL}
-	retries := Retries{Schedule: c.RetrySchedule}
 	targets := Targets{AllowNetworks: []string{"127.0.0.0/8", "::1/128"}}
 	return &All{
 		Appointments: &Appointments{
@@ -45,9 +45,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 		},
 		Router: &Router{Kafka: c.Kafka, Instance: instance, Ahead: defaultAhead, sole: true},
 		Sender: &Sender{
-			Kafka: c.Kafka, Redis: redis, Retries: retries, Targets: targets, SealingKeys: c.SealingKeys,
-			Timeout: defaultTimeout, RetryAfter: defaultRetryAfter, InFlight: defaultInFlight, PerEndpoint: defaultPerEndpoint, BreakAfter: defaultBreakAfter, GiveUpAfter: defaultGiveUpAfter,
-			Drain: defaultDrain, MarkLife: defaultMarkLife, sole: true,
+			Kafka: c.Kafka, Redis: redis, Retries: c.Retries, Targets: targets, SealingKeys: c.SealingKeys, Sending: c.Sending, sole: true,
 		},
 	}
 }

@@ -117,7 +117,8 @@ type Retries struct {
 	Schedule string `name:"retry-schedule" env:"RETRY_SCHEDULE" default:"1s,2s,4s,8s,16s" help:"Delays after each failed attempt; each has a topic of its own."`
 }
 
-func (r Retries) parse() (webhook.Schedule, error) {
+// Parse reads the schedule, or says what is wrong with it.
+func (r Retries) Parse() (webhook.Schedule, error) {
 	s, err := webhook.ParseSchedule(r.Schedule)
 	if err != nil {
 		return nil, fmt.Errorf("RETRY_SCHEDULE: %w", err)

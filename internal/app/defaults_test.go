@@ -18,7 +18,6 @@ func TestEmbeddedDefaults(t *testing.T) {
 	}{
 		{&Appointments{}, all.Appointments, []string{"HandoverWait"}},
 		{&Router{}, all.Router, []string{"Ahead"}},
-		{&Sender{}, all.Sender, []string{"Timeout", "RetryAfter", "InFlight", "PerEndpoint", "BreakAfter", "GiveUpAfter", "Drain", "MarkLife"}},
 	} {
 		parser, err := kong.New(c.settings, run.Options("test", "")...)
 		if err != nil {

@@ -21,33 +21,20 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/standing"
 )
 
-// Sender is the webhook-sender service.
-type Sender struct {
-	run.Settings `embed:""`
-	Kafka        kafka.Config  `embed:""`
-	Redis        Redis         `embed:""`
-	Retries      Retries       `embed:""`
-	Targets      Targets       `embed:""`
-	SealingKeys  string        `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
-	Timeout      time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
-	RetryAfter   time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
-	InFlight     int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
-	PerEndpoint  int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"64" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
-	BreakAfter   int           `name:"break-after" env:"BREAK_AFTER" default:"100" help:"After how many failures without a success an endpoint is left alone, but for a single request from time to time."`
-	GiveUpAfter  time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
-	Drain        time.Duration `name:"drain" env:"DRAIN" default:"15s" help:"What requests under way get to end when the process stops."`
-	MarkLife     time.Duration `name:"mark-life" env:"MARK_LIFE" default:"192h" help:"How long Redis remembers a delivery. Longer than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
-	sole         bool          // no other process uses this Redis: the embedded one
+// Sending is how requests are made, and how long what became of them is known.
+type Sending struct {
+	Timeout     time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
+	RetryAfter  time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
+	InFlight    int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
+	PerEndpoint int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"64" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
+	BreakAfter  int           `name:"break-after" env:"BREAK_AFTER" default:"100" help:"After how many failures without a success an endpoint is left alone, but for a single request from time to time."`
+	GiveUpAfter time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
+	Drain       time.Duration `name:"drain" env:"DRAIN" default:"15s" help:"What requests under way get to end when the process stops."`
+	MarkLife    time.Duration `name:"mark-life" env:"MARK_LIFE" default:"192h" help:"How long Redis remembers a delivery. Longer than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
 }
 
-// standingLife is how much longer it is remembered since when an endpoint has
-// failed: it may get no delivery for that time.
-const standingLife = 30 * 24 * time.Hour
-
-// Common implements run.Program.
-func (s *Sender) Common() *run.Settings { return &s.Settings }
-
-func (s *Sender) validate() error {
+// Check says which setting can't be.
+func (s Sending) Check() error {
 	switch {
 	case s.Timeout < time.Millisecond || s.Timeout > time.Minute:
 		return errors.New("REQUEST_TIMEOUT must be between 1ms and 1m")
@@ -63,19 +50,38 @@ func (s *Sender) validate() error {
 	return nil
 }
 
+// Sender is the webhook-sender service.
+type Sender struct {
+	run.Settings `embed:""`
+	Kafka        kafka.Config `embed:""`
+	Redis        Redis        `embed:""`
+	Retries      Retries      `embed:""`
+	Targets      Targets      `embed:""`
+	SealingKeys  string       `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
+	Sending      Sending      `embed:""`
+	sole         bool         // no other process uses this Redis: the embedded one
+}
+
+// standingLife is how much longer it is remembered since when an endpoint has
+// failed: it may get no delivery for that time.
+const standingLife = 30 * 24 * time.Hour
+
+// Common implements run.Program.
+func (s *Sender) Common() *run.Settings { return &s.Settings }
+
 // Run implements run.Program.
 func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	redisOpts, redisErr := s.Redis.options()
-	schedule, scheduleErr := s.Retries.parse()
+	schedule, scheduleErr := s.Retries.Parse()
 	networks, networksErr := s.Targets.networks()
 	opts, optErr := s.Kafka.Options(env.Log)
 	keys, keysErr := sealingKeys(s.SealingKeys)
-	if err := invalid(s.Kafka.Check(), redisErr, keysErr, s.validate(), scheduleErr, networksErr, optErr); err != nil {
+	if err := invalid(s.Kafka.Check(), redisErr, keysErr, s.Sending.Check(), scheduleErr, networksErr, optErr); err != nil {
 		return err
 	}
 	client, err := endpoint.New(endpoint.Config{
-		Timeout: s.Timeout, AllowNetworks: networks, UserAgent: webhook.UserAgent,
-		ConnsPerHost: s.InFlight, // never waits: that would be part of the time-out
+		Timeout: s.Sending.Timeout, AllowNetworks: networks, UserAgent: webhook.UserAgent,
+		ConnsPerHost: s.Sending.InFlight, // never waits: that would be part of the time-out
 	})
 	if err != nil {
 		return invalid(err)
@@ -83,14 +89,14 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	defer client.Close()
 	claims, err := dedupe.New(dedupe.Config{
 		Redis: redisOpts, Prefix: s.Kafka.TopicPrefix + "wh:", Sole: s.sole, Logger: env.Log,
-		Lease: s.Timeout + 5*time.Second, MarkLife: s.MarkLife,
+		Lease: s.Sending.Timeout + 5*time.Second, MarkLife: s.Sending.MarkLife,
 	})
 	if err != nil {
 		return invalid(err)
 	}
 	defer func() { _ = claims.Close() }() // only reads the last answers
 	known, err := standing.New(standing.Config{
-		Redis: redisOpts, Prefix: s.Kafka.TopicPrefix + "es:", Life: s.GiveUpAfter + standingLife,
+		Redis: redisOpts, Prefix: s.Kafka.TopicPrefix + "es:", Life: s.Sending.GiveUpAfter + standingLife,
 	})
 	if err != nil {
 		return invalid(err)
@@ -121,8 +127,8 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	}
 	snd, err := sender.New(sender.Config{
 		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
-		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.RetryAfter, Timeout: s.Timeout, MarkLife: s.MarkLife,
-		InFlight: s.InFlight, PerEndpoint: s.PerEndpoint, BreakAfter: s.BreakAfter, GiveUpAfter: s.GiveUpAfter, Drain: s.Drain,
+		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.Sending.RetryAfter, Timeout: s.Sending.Timeout, MarkLife: s.Sending.MarkLife,
+		InFlight: s.Sending.InFlight, PerEndpoint: s.Sending.PerEndpoint, BreakAfter: s.Sending.BreakAfter, GiveUpAfter: s.Sending.GiveUpAfter, Drain: s.Sending.Drain,
 		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Cancelled: replays.Cancelled, Client: client, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -48,9 +49,13 @@ func TestEndsWithoutItsTable(t *testing.T) {
 			if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: conf.Topics().Subscriptions(), Key: []byte("webhook_subscription:1"), Value: value}).FirstErr(); err != nil {
 				t.Fatal(err)
 			}
-			one := program(NewEmbedded(EmbeddedConfig{
-				Kafka: conf, RedisURL: "redis://" + testenv.Redis(t).Addr, InstanceID: "i", SealingKeys: seal.NewKey("k"), RetrySchedule: "1s,2s,4s,8s,16s",
-			}))
+			embedded := EmbeddedConfig{
+				Kafka: conf, RedisURL: "redis://" + testenv.Redis(t).Addr, InstanceID: "i", SealingKeys: seal.NewKey("k"),
+			}
+			if err := errors.Join(kong.ApplyDefaults(&embedded.Retries), kong.ApplyDefaults(&embedded.Sending)); err != nil {
+				t.Fatal(err)
+			}
+			one := program(NewEmbedded(embedded))
 			env := &run.Env{Log: testenv.Log(t), Metrics: prometheus.NewRegistry(), Health: &run.Health{}}
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()

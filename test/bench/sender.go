@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/pprof"
@@ -119,9 +120,9 @@ func arrived(ctx context.Context, url string) (int, error) {
 // senderService is the service with the defaults of its settings.
 func senderService(w *world) (*app.Sender, error) {
 	if !onReal() {
-		return app.NewEmbedded(app.EmbeddedConfig{
-			Kafka: w.conf, RedisURL: w.redisURL, SealingKeys: sealingKey, RetrySchedule: "1s,2s,4s,8s,16s",
-		}).Sender, nil
+		conf := app.EmbeddedConfig{Kafka: w.conf, RedisURL: w.redisURL, SealingKeys: sealingKey}
+		err := errors.Join(kong.ApplyDefaults(&conf.Retries), kong.ApplyDefaults(&conf.Sending))
+		return app.NewEmbedded(conf).Sender, err
 	}
 	s := &app.Sender{}
 	return s, parse(s, "webhook-sender", w, "--redis-url="+w.redisURL, "--sealing-keys="+sealingKey, "--allow-networks=127.0.0.0/8")
