@@ -64,15 +64,29 @@ func derivedUUID(r *kgo.Record) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-type recordKey struct{}
+type recordsKey struct{}
 
-func withRecord(ctx context.Context, r *kgo.Record) context.Context {
-	return context.WithValue(ctx, recordKey{}, r)
+// withRecords puts what a message is made of into its context: one record, or
+// those of its batch.
+func withRecords(ctx context.Context, records []*kgo.Record) context.Context {
+	return context.WithValue(ctx, recordsKey{}, records)
 }
 
 func recordFrom(ctx context.Context) (*kgo.Record, bool) {
-	r, ok := ctx.Value(recordKey{}).(*kgo.Record)
-	return r, ok
+	records, ok := MessageRecordsFromCtx(ctx)
+	if !ok {
+		return nil, false
+	}
+	return records[0], true
+}
+
+// MessageRecordsFromCtx returns the records of a received message: one, or with
+// SubscriberConfig.BatchRecords those of its batch, in the partition's order. They
+// must not be modified. It returns false if ctx is not a received message's. The
+// functions below tell of the first of them.
+func MessageRecordsFromCtx(ctx context.Context) ([]*kgo.Record, bool) {
+	records, ok := ctx.Value(recordsKey{}).([]*kgo.Record)
+	return records, ok
 }
 
 // MessageTopicFromCtx returns the topic that a received message was read from.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/checkpoint"
@@ -29,7 +30,7 @@ type partition struct {
 
 	intake, hard         context.Context // the partition's own life
 	stopIntake, stopHard context.CancelFunc
-	// window holds a token for each record that is begun and not acked.
+	// window holds a token for each message that is begun and not acked.
 	window   chan struct{}
 	lanes    sync.WaitGroup
 	finished chan struct{} // closed when run has returned
@@ -72,16 +73,17 @@ func (p *partition) feed(records []*kgo.Record) {
 	}
 }
 
-// next waits for the next record, or returns nil when the intake ends.
-func (p *partition) next() *kgo.Record {
+// next waits for the next records, as many as a message has at most, or returns
+// none when the intake ends.
+func (p *partition) next() []*kgo.Record {
 	for {
 		p.mu.Lock()
-		if len(p.queue) > 0 {
-			r := p.queue[0]
-			p.queue[0] = nil
-			p.queue = p.queue[1:]
+		if n := min(len(p.queue), p.s.cfg.BatchRecords); n > 0 {
+			records := slices.Clone(p.queue[:n])
+			clear(p.queue[:n])
+			p.queue = p.queue[n:]
 			p.mu.Unlock()
-			return r
+			return records
 		}
 		p.mu.Unlock()
 		select {
@@ -92,11 +94,13 @@ func (p *partition) next() *kgo.Record {
 	}
 }
 
-// release tells that a record is held no longer.
-func (p *partition) release(r *kgo.Record) {
+// release tells that records are held no longer.
+func (p *partition) release(records []*kgo.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held -= size(r)
+	for _, r := range records {
+		p.held -= size(r)
+	}
 	if p.paused && 2*p.held <= p.s.cfg.BufferBytes {
 		p.resume()
 	}
@@ -117,20 +121,23 @@ func (p *partition) run() {
 		case <-p.intake.Done():
 			return
 		}
-		r := p.next()
-		if r == nil || p.intake.Err() != nil {
+		records := p.next()
+		if len(records) == 0 || p.intake.Err() != nil {
 			return
 		}
-		p.tracker.Begin(r)
-		p.begin(r)
+		for _, r := range records {
+			p.tracker.Begin(r)
+		}
+		p.begin(records)
 	}
 }
 
-// begin hands a record's message out, or lets it wait for that of its key which
-// is in flight.
-func (p *partition) begin(r *kgo.Record) {
-	if r.Key == nil {
-		p.lanes.Go(func() { p.settle(r) })
+// begin hands the message of records out, or lets that of one record wait for
+// that of its key which is in flight.
+func (p *partition) begin(records []*kgo.Record) {
+	r := records[0]
+	if r.Key == nil || p.s.cfg.BatchRecords > 1 {
+		p.lanes.Go(func() { p.settle(records) })
 		return
 	}
 	key := string(r.Key)
@@ -142,7 +149,7 @@ func (p *partition) begin(r *kgo.Record) {
 	}
 	p.behind[key] = nil
 	p.lanes.Go(func() {
-		for r != nil && p.settle(r) {
+		for r != nil && p.settle([]*kgo.Record{r}) {
 			r = p.follower(key)
 		}
 	})
@@ -163,28 +170,31 @@ func (p *partition) follower(key string) *kgo.Record {
 	return r
 }
 
-// settle hands a record's message out until it is acked, and returns false if
+// settle hands the message of records out until it is acked, and returns false if
 // the partition ends first.
-func (p *partition) settle(r *kgo.Record) bool {
-	for !p.deliver(r) {
+func (p *partition) settle(records []*kgo.Record) bool {
+	for !p.deliver(records) {
 		if !pause(p.intake, p.s.cfg.NackDelay) {
 			return false
 		}
 	}
-	p.tracker.Settle(r.Offset)
-	p.release(r)
+	for _, r := range records {
+		p.tracker.Settle(r.Offset)
+	}
+	p.release(records)
 	<-p.window
 	return true
 }
 
-// deliver hands a record's message out once, and returns true if it was acked.
-func (p *partition) deliver(r *kgo.Record) bool {
+// deliver hands the message of records out once, and returns true if it was
+// acked.
+func (p *partition) deliver(records []*kgo.Record) bool {
 	if p.intake.Err() != nil {
 		return false
 	}
-	ctx, cancel := context.WithCancel(withRecord(p.hard, r))
+	ctx, cancel := context.WithCancel(withRecords(p.hard, records))
 	defer cancel()
-	msg := p.s.cfg.Unmarshal(r)
+	msg := p.message(records)
 	msg.SetContext(ctx)
 	select {
 	case p.s.out <- msg:
@@ -204,6 +214,14 @@ func (p *partition) deliver(r *kgo.Record) bool {
 	default:
 		return false
 	}
+}
+
+// message makes the message of records.
+func (p *partition) message(records []*kgo.Record) *message.Message {
+	if p.s.cfg.BatchRecords > 1 {
+		return message.NewMessage(derivedUUID(records[0]), nil)
+	}
+	return p.s.cfg.Unmarshal(records[0])
 }
 
 // await ends the partition: it returns when everything in flight is acked, or

@@ -47,6 +47,12 @@ type SubscriberConfig struct {
 	// offset of. The zero value is at the start: nothing that was published is
 	// missed. To read from kgo.NewOffset().At(n), commit that to the group instead.
 	Start kgo.Offset
+	// StartAt, if set, says where partitions are begun that are assigned to the
+	// subscription, for those whose positions are kept with what is made of their
+	// messages rather than by the group. It is called at each assignment, by several
+	// subscriptions at once; those that it leaves out begin at what the group has
+	// committed. After an error the subscription joins the group again.
+	StartAt func(ctx context.Context, topic string, partitions []int32) (map[int32]kgo.Offset, error)
 	// ReadCommitted hides records of aborted transactions, and of open ones until
 	// they are committed.
 	ReadCommitted bool
@@ -57,6 +63,12 @@ type SubscriberConfig struct {
 	// one that is not, can't be committed: it is delivered again if the partition is
 	// taken away, or the subscription ends, before that one is acked.
 	MaxInFlight int
+	// BatchRecords, if more than 1, hands out up to so many records as one message:
+	// those of a partition that have been fetched, in order. Its payload and metadata
+	// are empty: MessageRecordsFromCtx returns the records, and Unmarshal is not
+	// called. A batch is acked and nacked as a whole. It goes with a MaxInFlight of 1.
+	// Default 1.
+	BatchRecords int
 	// BufferBytes bounds what is read ahead of one partition; what one fetch brings
 	// (1 MiB unless ClientOptions say otherwise) may come on top. Default 1 MiB.
 	BufferBytes int64
@@ -88,6 +100,9 @@ func (c *SubscriberConfig) defaults() {
 	if c.MaxInFlight == 0 {
 		c.MaxInFlight = 1
 	}
+	if c.BatchRecords == 0 {
+		c.BatchRecords = 1
+	}
 	if c.BufferBytes == 0 {
 		c.BufferBytes = 1 << 20
 	}
@@ -115,8 +130,12 @@ func (c *SubscriberConfig) validate() error {
 	switch {
 	case len(c.Brokers) == 0 && len(c.ClientOptions) == 0:
 		return errors.New("watermillkgo: neither Brokers nor ClientOptions say where Kafka is")
-	case c.MaxInFlight < 1 || c.BufferBytes < 1:
+	case c.MaxInFlight < 1 || c.BufferBytes < 1 || c.BatchRecords < 1:
 		return errors.New("watermillkgo: bounds must be positive")
+	case c.BatchRecords > 1 && c.MaxInFlight > 1:
+		return errors.New("watermillkgo: with BatchRecords only one batch of a partition is in flight: leave MaxInFlight at 1")
+	case c.StartAt != nil && c.ConsumerGroup == "":
+		return errors.New("watermillkgo: StartAt is for partitions that a ConsumerGroup assigns")
 	case c.CommitInterval < 0 || c.InitializeTimeout < 0:
 		return errors.New("watermillkgo: CommitInterval and InitializeTimeout must be positive")
 	case c.NackDelay < None || c.DrainTimeout < None:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,6 +77,9 @@ func (s *subscription) options() []kgo.Opt {
 	if s.cfg.ConsumerGroup == "" {
 		return opts
 	}
+	if s.cfg.StartAt != nil {
+		opts = append(opts, kgo.AdjustFetchOffsetsFn(s.adjust))
+	}
 	return append(opts,
 		kgo.ConsumerGroup(s.cfg.ConsumerGroup),
 		kgo.DisableAutoCommit(),
@@ -83,6 +88,24 @@ func (s *subscription) options() []kgo.Opt {
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m[s.topic]) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.lost(m[s.topic]) }),
 	)
+}
+
+// adjust replaces the group's offsets of partitions that are being assigned.
+func (s *subscription) adjust(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	assigned := offsets[s.topic]
+	if len(assigned) == 0 {
+		return offsets, nil
+	}
+	at, err := s.cfg.StartAt(ctx, s.topic, slices.Sorted(maps.Keys(assigned)))
+	if err != nil {
+		return nil, fmt.Errorf("find where to start: %w", err)
+	}
+	for n, o := range at {
+		if _, ok := assigned[n]; ok {
+			assigned[n] = o
+		}
+	}
+	return offsets, nil
 }
 
 // join makes the client, which joins the group at once.
