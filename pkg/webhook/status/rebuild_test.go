@@ -1,0 +1,200 @@
+package status_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
+)
+
+// fill makes deliveries that were delivered after a failure, and returns them.
+func (e *env) fill(n int, sub string) []*made {
+	e.t.Helper()
+	var all []*made
+	var records []*kgo.Record
+	for range n {
+		m := e.made(sub)
+		all = append(all, m)
+		records = append(records, m.record(), m.attempt(1, webhook.Failed), m.attempt(2, webhook.Delivered))
+	}
+	e.produce(records...)
+	return all
+}
+
+// complete waits until everything that was filled is known, exactly.
+func (e *env) complete(p *status.Projection, sub string, n int) {
+	e.t.Helper()
+	e.await(fmt.Sprintf("%d deliveries of %s are known", n, sub), func() bool {
+		s, err := p.Stats(e.ctx, sub)
+		if err != nil {
+			return false
+		}
+		ids, _ := e.all(p, status.Query{SubscriptionID: sub, Status: webhook.Delivered, Limit: status.MaxLimit})
+		return len(ids) == n && s.Behind == 0 && s.Waiting == 0 && s.Retrying == 0 &&
+			s.Day.Delivered == n && s.Day.Failed == n && s.Day.Attempts() == 2*n
+	})
+}
+
+// Redis is emptied while the projection runs: all of it is projected again, also
+// what is in partitions that nothing comes from any more.
+func TestEmptied(t *testing.T) {
+	e := newEnv(t)
+	p := e.projection()
+	e.run(p)
+	busy, idle := newSub(), newSub()
+	e.fill(50, idle)
+	e.fill(50, busy)
+	e.complete(p, idle, 50)
+	e.complete(p, busy, 50)
+	e.empty()
+	e.fill(10, busy)
+	e.complete(p, busy, 60)
+	e.complete(p, idle, 50)
+	e.empty() // and nothing comes at all
+	e.complete(p, busy, 60)
+	e.complete(p, idle, 50)
+}
+
+// Redis comes back with an older state, while the projection runs: what came
+// since is projected again, once.
+func TestOlderState(t *testing.T) {
+	e := newEnv(t)
+	p := e.projection()
+	e.run(p)
+	sub := newSub()
+	e.fill(20, sub)
+	e.complete(p, sub, 20)
+	restore := e.snapshot()
+	e.fill(20, sub)
+	e.complete(p, sub, 40)
+	restore()
+	e.complete(p, sub, 40)
+}
+
+// snapshot returns a function that puts Redis back to what it holds now.
+func (e *env) snapshot() (restore func()) {
+	e.t.Helper()
+	var write []func(redis.Pipeliner)
+	keys := e.db.Scan(e.ctx, 0, e.prefix+"*", 1000).Iterator()
+	for keys.Next(e.ctx) {
+		key := keys.Val()
+		switch kind := e.db.Type(e.ctx, key).Val(); kind {
+		case "string":
+			value := e.db.Get(e.ctx, key).Val()
+			write = append(write, func(p redis.Pipeliner) { p.Set(e.ctx, key, value, 0) })
+		case "hash":
+			value := e.db.HGetAll(e.ctx, key).Val()
+			write = append(write, func(p redis.Pipeliner) { p.HSet(e.ctx, key, value) })
+		case "zset":
+			value := e.db.ZRangeWithScores(e.ctx, key, 0, -1).Val()
+			write = append(write, func(p redis.Pipeliner) { p.ZAdd(e.ctx, key, value...) })
+		default:
+			e.t.Fatalf("%q is a %s", key, kind)
+		}
+	}
+	return func() {
+		e.t.Helper()
+		_, err := e.db.TxPipelined(e.ctx, func(p redis.Pipeliner) error {
+			keys := e.db.Scan(e.ctx, 0, e.prefix+"*", 1000).Iterator()
+			for keys.Next(e.ctx) {
+				p.Del(e.ctx, keys.Val())
+			}
+			for _, w := range write {
+				w(p)
+			}
+			return nil
+		})
+		if err != nil {
+			e.t.Fatal(err)
+		}
+	}
+}
+
+// While Redis is away questions are answered with an error, and nothing is lost.
+func TestRedisAway(t *testing.T) {
+	server := miniredis.RunT(t)
+	e := begin(t, &redis.Options{Addr: server.Addr()})
+	p := e.projection()
+	stop := e.run(p)
+	sub := newSub()
+	e.fill(20, sub)
+	e.complete(p, sub, 20)
+	away := func() {
+		t.Helper()
+		server.SetError("LOADING Redis is loading the dataset in memory")
+		m := e.fill(20, sub)[0]
+		_, listErr := p.Deliveries(e.ctx, status.Query{SubscriptionID: sub, Limit: 1})
+		_, _, oneErr := p.Delivery(e.ctx, m.id)
+		_, statsErr := p.Stats(e.ctx, sub)
+		for _, err := range []error{listErr, oneErr, statsErr} {
+			if !errors.Is(err, status.ErrUnavailable) {
+				t.Errorf("while Redis is away: %v", err)
+			}
+		}
+	}
+	away()
+	server.SetError("")
+	e.complete(p, sub, 40)
+	away()
+	stop() // does not wait for Redis
+	stop = e.run(p)
+	server.SetError("")
+	e.complete(p, sub, 60)
+	stop()
+}
+
+// Two processes share the partitions, one goes and comes back: each record
+// counts once.
+func TestTwoProcesses(t *testing.T) {
+	e := newEnv(t)
+	p, other := e.projection(), e.projection()
+	sub := newSub()
+	e.run(p)
+	stop := e.run(other)
+	total := 0
+	for i := range 4 {
+		e.fill(100, sub)
+		total += 100
+		if i%2 == 0 {
+			stop()
+		} else {
+			stop = e.run(other)
+		}
+	}
+	e.complete(p, sub, total)
+	e.complete(other, sub, total)
+}
+
+// A projection says how far behind it is, also before it has begun.
+func TestBehind(t *testing.T) {
+	e := newEnv(t)
+	p := e.projection()
+	sub := newSub()
+	m := e.fill(10, sub)[0]
+	if n, err := p.Behind(e.ctx); err != nil || n != 30 {
+		t.Errorf("behind by %d, %v, want 30", n, err)
+	}
+	if page, err := p.Deliveries(e.ctx, status.Query{SubscriptionID: sub, Limit: 1}); err != nil || page.Behind != 30 || len(page.Deliveries) != 0 {
+		t.Errorf("page %+v, %v", page, err)
+	}
+	if _, n, err := p.Delivery(e.ctx, m.id); !errors.Is(err, status.ErrNotFound) || n != 30 {
+		t.Errorf("behind by %d, %v", n, err)
+	}
+	e.run(p)
+	e.complete(p, sub, 10)
+	// Old records count for nothing: they are not kept.
+	old := e.made(sub)
+	old.at = time.Now().Add(-8 * 24 * time.Hour)
+	later := e.projection(func(c *status.Config) { c.Prefix = e.prefix + "later" })
+	e.produce(old.record())
+	if n, err := later.Behind(e.ctx); err != nil || n > 31 || n < 30 {
+		t.Errorf("behind by %d, %v", n, err)
+	}
+}
