@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,14 +93,14 @@ func (p *Projection) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make the router of the projection: %w", err)
 	}
-	wmetrics.NewPrometheusMetricsBuilder(p.cfg.Metrics, "webhooks", "status").AddPrometheusRouterMetrics(router)
+	wmetrics.NewPrometheusMetricsBuilder(p.metrics.router, "webhooks", "status").AddPrometheusRouterMetrics(router)
 	router.AddMiddleware(middleware.Recoverer)
 	for _, topic := range p.topics() {
 		read := readDelivery
 		if topic == p.cfg.Topics.Attempts() {
 			read = readAttempt
 		}
-		router.AddConsumerHandler(topic, topic, subscriber, func(m *message.Message) error { return s.project(m, read) })
+		router.AddConsumerHandler(strings.TrimPrefix(topic, p.cfg.Topics.Prefix), topic, subscriber, func(m *message.Message) error { return s.project(m, read) })
 	}
 	var looking sync.WaitGroup
 	looking.Go(s.watch)

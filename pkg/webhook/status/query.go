@@ -247,7 +247,6 @@ func (p *Projection) Delivery(ctx context.Context, id string) (*Delivery, int, e
 // decodeDelivery reads what merge wrote.
 func decodeDelivery(short string, values map[string]string) (*Delivery, error) {
 	d := &Delivery{ID: longID(short), Attempts: []Attempt{}}
-	rank := 0
 	for name, value := range values {
 		var err error
 		switch name {
@@ -265,6 +264,7 @@ func decodeDelivery(short string, values map[string]string) (*Delivery, error) {
 				d.CreatedAt = time.UnixMilli(ms).UTC()
 			}
 		case "t":
+			var rank int
 			if rank, err = strconv.Atoi(value); err == nil && rank >= rankWaiting && rank <= rankDelivered {
 				d.Status = states[rank]
 			}

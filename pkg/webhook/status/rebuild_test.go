@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -197,4 +198,41 @@ func TestBehind(t *testing.T) {
 	if n, err := later.Behind(e.ctx); err != nil || n > 31 || n < 30 {
 		t.Errorf("behind by %d, %v", n, err)
 	}
+}
+
+// Metrics are told under the labels of the process, also after a rebuild.
+func TestMetrics(t *testing.T) {
+	e := newEnv(t)
+	registry := prometheus.NewRegistry()
+	p := e.projection(func(c *status.Config) {
+		c.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"service": "appointments"}, registry)
+	})
+	e.run(p)
+	sub := newSub()
+	e.fill(10, sub)
+	e.complete(p, sub, 10)
+	e.empty()
+	e.complete(p, sub, 10)
+	values := func() map[string]float64 {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				name := f.GetName()
+				for _, l := range m.GetLabel() {
+					name += " " + l.GetValue()
+				}
+				found[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+		return found
+	}
+	e.await("the metrics tell of a rebuild", func() bool {
+		v := values()
+		return v["webhooks_status_records_total projected appointments"] == 60 && v["webhooks_status_rebuilds_total appointments"] == 1 &&
+			v["webhooks_status_handler_execution_time_seconds webhooks.attempts appointments true"] >= 2
+	})
 }
