@@ -33,6 +33,7 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
 )
 
 const (
@@ -50,6 +51,7 @@ var users = map[session.Role]string{
 type deployment struct {
 	kafka  kafka.Config
 	redis  *redis.Options
+	status *redis.Options // for the status of deliveries
 	prefix string
 	users  string
 	keys   *seal.Keyring
@@ -71,6 +73,7 @@ func deploy(t *testing.T) *deployment {
 		log:    testenv.Log(t),
 		prefix: "t" + uuid.NewString()[:8] + ":", users: filepath.Join(t.TempDir(), "users.json"),
 	}
+	d.status = d.redis
 	if err := os.WriteFile(d.users, []byte(`{"users":[`+strings.Join(all, ",")+`]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -120,6 +123,10 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	check(t, err)
 	replays, err := replay.NewTable(replay.TableConfig{Kafka: testenv.Options(t, d.kafka), Topic: topics.Replays(), Log: log})
 	check(t, err)
+	deliveries, err := status.New(status.Config{
+		Kafka: testenv.Options(t, d.kafka), Topics: topics, Group: d.kafka.TopicPrefix + "status", Redis: d.status, Prefix: d.prefix + "st:", Log: log,
+	})
+	check(t, err)
 	again, err := redelivery.New(redelivery.Config{Kafka: testenv.Options(t, d.kafka), Topics: topics, Replays: replays, Subscriptions: reg})
 	check(t, err)
 	known, err := session.LoadUsers(d.users)
@@ -127,7 +134,7 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	sessions, err := session.NewStore(session.StoreConfig{Redis: d.redis, Prefix: d.prefix})
 	check(t, err)
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Redelivery: again, Users: known, Sessions: sessions, Peers: d.keys,
+		Appointments: appointments, Subscriptions: subscriptions, Redelivery: again, Deliveries: deliveries, Users: known, Sessions: sessions, Peers: d.keys,
 		Origins: []string{origin}, HandoverWait: 20 * time.Second, Log: log, Metrics: in.metrics,
 	})
 	check(t, err)
@@ -145,6 +152,7 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 	g.Go(func() error { return reg.Run(ctx) })
 	g.Go(func() error { return subscriptions.Run(ctx) })
 	g.Go(func() error { return replays.Run(ctx) })
+	g.Go(func() error { return deliveries.Run(ctx) })
 	in.stop = sync.OnceFunc(func() {
 		server.Close()
 		cancel()
@@ -152,6 +160,7 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 			t.Errorf("the services ended with: %v", err)
 		}
 		again.Close()
+		_ = deliveries.Close()
 		_ = sessions.Close()
 	})
 	t.Cleanup(in.stop)

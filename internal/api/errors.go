@@ -16,6 +16,7 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/writer"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
 )
 
 // problem is an error as the client is told it.
@@ -62,6 +63,12 @@ func explain(err error) *problem {
 			status: http.StatusTooManyRequests, code: "too_many_sign_ins",
 			message: "Too many sign-ins failed: wait before the next", wait: tooMany.Wait,
 		}
+	case errors.Is(err, status.ErrNotFound):
+		return &problem{status: http.StatusNotFound, code: "delivery_not_found", message: "There is no such delivery, or it is too old to be shown"}
+	case errors.Is(err, status.ErrCursor):
+		return explain(appointment.Invalid("cursor", "must be the next_cursor of an earlier answer"))
+	case errors.Is(err, status.ErrUnavailable):
+		return unavailable("status_unavailable", "The status of deliveries can't be looked up at the moment: try again")
 	case errors.Is(err, session.ErrUnavailable):
 		return unavailable("sessions_unavailable", "Sessions can't be looked up at the moment: try again")
 	case errors.Is(err, redelivery.ErrTooLong):

@@ -250,7 +250,7 @@ func (s *server) cancelReplay(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-type deliveryBody struct {
+type sentBody struct {
 	Success    bool   `json:"success"`
 	Message    string `json:"message"`
 	DeliveryID string `json:"delivery_id"`
@@ -262,7 +262,7 @@ func (s *server) resend(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return answer{}, err
 		}
-		return answer{status: http.StatusAccepted, body: deliveryBody{true, "The event is sent again", id}}, nil
+		return answer{status: http.StatusAccepted, body: sentBody{true, "The event is sent again", id}}, nil
 	})
 }
 
@@ -272,7 +272,7 @@ func (s *server) sendTest(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return answer{}, err
 		}
-		return answer{status: http.StatusAccepted, body: deliveryBody{true, "An example is sent", id}}, nil
+		return answer{status: http.StatusAccepted, body: sentBody{true, "An example is sent", id}}, nil
 	})
 }
 

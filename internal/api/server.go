@@ -1,4 +1,4 @@
-// Package api is the HTTP API: sign-in, appointments and subscriptions.
+// Package api is the HTTP API: sign-in, appointments, subscriptions and what became of deliveries.
 package api
 
 import (
@@ -19,6 +19,7 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
 )
 
 // Config of the API. HandoverWait, Log, Metrics and Now have defaults.
@@ -26,6 +27,7 @@ type Config struct {
 	Appointments  *appointment.Service
 	Subscriptions *subscription.Service
 	Redelivery    *redelivery.Service
+	Deliveries    *status.Projection
 	Users         *session.Users
 	Sessions      *session.Store
 	// Peers tells requests of the other instances from those of anybody else.
@@ -66,8 +68,8 @@ func (c Config) withDefaults() (Config, error) {
 		c.Now = time.Now
 	}
 	switch {
-	case c.Appointments == nil || c.Subscriptions == nil || c.Redelivery == nil || c.Users == nil || c.Sessions == nil || c.Peers == nil:
-		return c, errors.New("api: Config needs Appointments, Subscriptions, Redelivery, Users, Sessions and Peers")
+	case c.Appointments == nil || c.Subscriptions == nil || c.Redelivery == nil || c.Deliveries == nil || c.Users == nil || c.Sessions == nil || c.Peers == nil:
+		return c, errors.New("api: Config needs Appointments, Subscriptions, Redelivery, Deliveries, Users, Sessions and Peers")
 	case c.HandoverWait < 0:
 		return c, fmt.Errorf("api: a hand-over wait of %v makes no sense", c.HandoverWait)
 	}
@@ -164,6 +166,9 @@ func (s *server) routes(r chi.Router) {
 		r.Post("/api/webhooks/{id}/recover", s.recoverDeliveries)
 		r.Post("/api/webhooks/{id}/test", s.sendTest)
 		r.Post("/api/deliveries/{id}/resend", s.resend)
+		r.Get("/api/webhooks/{id}/deliveries", s.listDeliveries)
+		r.Get("/api/webhooks/{id}/stats", s.stats)
+		r.Get("/api/deliveries/{id}", s.getDelivery)
 	})
 }
 

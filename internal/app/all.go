@@ -42,6 +42,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 		Appointments: &Appointments{
 			Kafka: c.Kafka, Redis: redis, Targets: targets, SealingKeys: c.SealingKeys, UsersFile: c.UsersFile,
 			Listen: c.Listen, Origins: c.Origins, TransactionalID: c.InstanceID, HandoverWait: defaultHandover,
+			StatusRetention: defaultStatusLife, StatusPerSubscription: defaultStatusCount,
 		},
 		Router: &Router{Kafka: c.Kafka, Instance: instance, Ahead: defaultAhead, sole: true},
 		Sender: &Sender{

@@ -30,6 +30,7 @@ const (
 	groupRouter        = "webhook-router"
 	groupReplayer      = "webhook-replayer"
 	groupSender        = "webhook-sender"
+	groupStatus        = "status"
 )
 
 // Instance tells processes of one service apart.

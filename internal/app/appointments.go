@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -29,6 +30,7 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/status"
 )
 
 // Appointments is the appointment service.
@@ -45,6 +47,9 @@ type Appointments struct {
 	Proxies         []string      `name:"trusted-proxies" env:"TRUSTED_PROXIES" placeholder:"CIDR" help:"Networks of the proxies before the API, whose X-Forwarded-For says where a sign-in comes from; by default none."`
 	TransactionalID string        `name:"transactional-id" env:"TRANSACTIONAL_ID" default:"appointments" help:"What the transactional ids of the log's writers begin with. The same for all instances: it keeps two from writing one calendar."`
 	HandoverWait    time.Duration `name:"handover-wait" env:"HANDOVER_WAIT" default:"5s" help:"How long a command waits while its calendar changes hands, before it is answered with 503."`
+
+	StatusRetention       time.Duration `name:"status-retention" env:"STATUS_RETENTION" default:"168h" help:"How long the status of a delivery is shown. The topics of deliveries and attempts must keep as much: see DELIVERY_RETENTION of webhooks topics apply."`
+	StatusPerSubscription int           `name:"status-per-subscription" env:"STATUS_PER_SUBSCRIPTION" default:"100000" help:"How many deliveries of a subscription are shown at most of each status: the latest. Redis keeps about 400 bytes for each."`
 
 	// Listener, if set, is served instead of Listen.
 	Listener net.Listener `kong:"-"`
@@ -63,6 +68,10 @@ func (a *Appointments) validate() error {
 		return fmt.Errorf("HANDOVER_WAIT must be more than 0s and at most %v", maxHandover)
 	case a.TransactionalID == "":
 		return errors.New("TRANSACTIONAL_ID must not be empty")
+	case a.StatusRetention < time.Hour:
+		return errors.New("STATUS_RETENTION must be at least 1h")
+	case a.StatusPerSubscription < 1:
+		return errors.New("STATUS_PER_SUBSCRIPTION must be at least 1")
 	}
 	return nil
 }
@@ -147,7 +156,9 @@ func (a *Appointments) Run(ctx context.Context, env *run.Env) error {
 		return run.ListenAndServe(until, l, handler, env.Log)
 	})
 	g.Go(func() error {
-		parts := parts{opts: opts, keys: keys, users: users, sessions: sessions, targets: targets, proxies: proxies, own: own, ready: handler}
+		parts := parts{
+			opts: opts, redis: redisOpts, keys: keys, users: users, sessions: sessions, targets: targets, proxies: proxies, own: own, ready: handler,
+		}
 		return quiet(ctx, a.serve(gctx, ctx, env, parts))
 	})
 	return g.Wait()
@@ -163,6 +174,7 @@ func mergeDone(a, b context.Context) (context.Context, context.CancelFunc) {
 // parts is what serve stands on.
 type parts struct {
 	opts     []kgo.Opt
+	redis    *redis.Options
 	keys     *seal.Keyring
 	users    *session.Users
 	sessions *session.Store
@@ -218,13 +230,21 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	if err != nil {
 		return err
 	}
+	deliveries, err := status.New(status.Config{
+		Kafka: p.opts, Topics: topics, Group: prefix + groupStatus, Redis: p.redis, Prefix: prefix + "st:",
+		Retention: a.StatusRetention, PerSubscription: a.StatusPerSubscription, Log: env.Log, Metrics: env.Metrics,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = deliveries.Close() }() // only reads the last answers
 	again, err := redelivery.New(redelivery.Config{Kafka: p.opts, Topics: topics, Replays: replays, Subscriptions: reg})
 	if err != nil {
 		return err
 	}
 	defer again.Close()
 	handler, err := api.New(api.Config{
-		Appointments: appointments, Subscriptions: subscriptions, Redelivery: again, Users: p.users, Sessions: p.sessions, Peers: p.keys,
+		Appointments: appointments, Subscriptions: subscriptions, Redelivery: again, Deliveries: deliveries, Users: p.users, Sessions: p.sessions, Peers: p.keys,
 		Origins: a.Origins, Proxies: p.proxies, HandoverWait: a.HandoverWait, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {
@@ -239,6 +259,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	g.Go(func() error { return reg.Run(following) })
 	g.Go(func() error { return replays.Run(following) })
 	g.Go(func() error { return appointments.Run(gctx) })
+	g.Go(func() error { return deliveries.Run(gctx) })
 	g.Go(func() error { defer stop(); return subscriptions.Run(gctx) })
 	g.Go(func() error {
 		for _, restored := range []<-chan struct{}{appointments.Restored(), reg.Restored(), replays.Restored()} {

@@ -16,7 +16,7 @@ func TestEmbeddedDefaults(t *testing.T) {
 		settings, embedded run.Program
 		fields             []string
 	}{
-		{&Appointments{}, all.Appointments, []string{"HandoverWait"}},
+		{&Appointments{}, all.Appointments, []string{"HandoverWait", "StatusRetention", "StatusPerSubscription"}},
 		{&Router{}, all.Router, []string{"Ahead"}},
 	} {
 		parser, err := kong.New(c.settings, run.Options("test", "")...)

@@ -50,6 +50,41 @@ func TestFailingEndpoint(t *testing.T) {
 	}
 	d.Drained(t)
 	d.CheckSchemas(t)
+
+	// Who asks is told the same: the delivery with its cause, and every attempt.
+	list := awaitStatus(t, c, "/api/webhooks/"+id+"/deliveries?status=dead", func(a harness.Answer) bool {
+		deliveries, _ := a["deliveries"].([]any)
+		return len(deliveries) == 1
+	})
+	one := harness.Answer(list["deliveries"].([]any)[0].(map[string]any))
+	if last := one.Object("last_attempt"); one.String("delivery_id") != requests[0].ID() || last["status"] != 500.0 || last.String("error") != "status" {
+		t.Errorf("the API says %v", one)
+	}
+	shown := c.Must(t, http.StatusOK, http.MethodGet, "/api/deliveries/"+requests[0].ID(), nil).Object("delivery")
+	if attempts, _ := shown["attempts"].([]any); len(attempts) != 6 || shown.String("status") != "dead" {
+		t.Errorf("the API says %v", shown)
+	}
+	stats := c.Must(t, http.StatusOK, http.MethodGet, "/api/webhooks/"+id+"/stats", nil).Object("stats")
+	if hour := stats.Object("1h"); hour["attempts"] != 6.0 || hour["dead"] != 1.0 || stats["retrying"] != 0.0 {
+		t.Errorf("the API says %v", stats)
+	}
+}
+
+// awaitStatus repeats a question until its answer says what is waited for.
+func awaitStatus(t *testing.T, c *harness.Client, path string, holds func(harness.Answer) bool) harness.Answer {
+	t.Helper()
+	limit := time.After(time.Minute)
+	for {
+		a := c.Must(t, http.StatusOK, http.MethodGet, path, nil)
+		if holds(a) {
+			return a
+		}
+		select {
+		case <-limit:
+			t.Fatalf("%s still answers %v", path, a)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // An endpoint that says for the last time that it is gone is left in peace: its
