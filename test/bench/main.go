@@ -31,6 +31,7 @@ type cli struct {
 	Fairness  fairnessCmd  `cmd:"" help:"What well endpoints notice of one that hangs, crawls, fails or has a backlog."`
 	Recovery  recoveryCmd  `cmd:"" help:"How a backlog drains when its endpoint is well again."`
 	RateLimit rateLimitCmd `cmd:"" help:"How well several senders keep a rate limit together."`
+	Status    statusCmd    `cmd:"" help:"Deliveries and attempts projected per second, memory of Redis, and questions."`
 	Sink      sinkCmd      `cmd:"" hidden:"" help:"The endpoint that requests are sent to; started by the others."`
 }
 
