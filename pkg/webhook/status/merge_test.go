@@ -120,8 +120,10 @@ func TestPosition(t *testing.T) {
 	write(0, true)  // the answer was lost
 	write(2, false) // the one in between was
 	write(1, true)
+	write(0, true) // comes late, from who has lost the partition
+	write(2, true) // and takes nothing back
 	e.empty()
-	write(2, false)
+	write(3, false)
 	if _, _, err := p.Delivery(e.ctx, m.id); !errors.Is(err, status.ErrNotFound) {
 		t.Errorf("something was written behind a gap: %v", err)
 	}

@@ -11,9 +11,6 @@ type metrics struct {
 	batch    prometheus.Histogram
 	behind   prometheus.Gauge
 	rebuilds prometheus.Counter
-	// router has Watermill's own, which are made anew with each of its routers and
-	// must find there what the last one registered.
-	router *prometheus.Registry
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -27,9 +24,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "webhooks_status_behind", Help: "Records of all partitions that are not projected yet, as of the last look."}),
 		rebuilds: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "webhooks_status_rebuilds_total", Help: "Times that Redis had lost what was projected."}),
-		router: prometheus.NewRegistry(),
 	}
-	for _, c := range []prometheus.Collector{m.records, m.batch, m.behind, m.rebuilds, m.router} {
+	for _, c := range []prometheus.Collector{m.records, m.batch, m.behind, m.rebuilds} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics of the status: %w", err)
 		}

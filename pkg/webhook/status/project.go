@@ -93,7 +93,7 @@ func (p *Projection) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make the router of the projection: %w", err)
 	}
-	wmetrics.NewPrometheusMetricsBuilder(p.metrics.router, "webhooks", "status").AddPrometheusRouterMetrics(router)
+	wmetrics.NewPrometheusMetricsBuilder(p.cfg.Metrics, "webhooks", "status").AddPrometheusRouterMetrics(router)
 	router.AddMiddleware(middleware.Recoverer)
 	for _, topic := range p.topics() {
 		read := readDelivery
