@@ -21,6 +21,7 @@ import (
 
 	"github.com/arsmedicatech/webhooks/internal/api"
 	"github.com/arsmedicatech/webhooks/internal/appointment"
+	"github.com/arsmedicatech/webhooks/internal/console"
 	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/redelivery"
 	"github.com/arsmedicatech/webhooks/internal/run"
@@ -250,6 +251,10 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	if err != nil {
 		return invalid(fmt.Errorf("CORS_ORIGINS: %w", err))
 	}
+	page, err := console.Handler(handler)
+	if err != nil {
+		return err
+	}
 	env.Health.Add("appointments", p.ready.check)
 
 	// The tables are followed until the last command has been answered.
@@ -269,7 +274,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 				return nil
 			}
 		}
-		p.ready.open(handler)
+		p.ready.open(page)
 		env.Log.Info("API is served", "url", p.own)
 		return nil
 	})

@@ -30,6 +30,13 @@ const (
 func TestFlow(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	c := d.SignIn(d.URL)
+	page, err := http.Get(d.URL + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _ = page.Body.Close(); page.StatusCode != http.StatusOK || page.Header.Get("Content-Security-Policy") == "" {
+		t.Errorf("the console is answered %d, %v", page.StatusCode, page.Header)
+	}
 	sink := harness.NewSink(t, nil)
 	subs := map[string]string{}
 	for _, event := range []string{"created", "updated", "cancelled", "confirmed", "completed"} {
