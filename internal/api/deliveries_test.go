@@ -121,7 +121,8 @@ func TestDeliveries(t *testing.T) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for limit := time.After(time.Minute); ; {
-		if c.call("GET", "/api/deliveries/"+last, "").status == 200 && strings.Count(c.call("GET", path+"/deliveries", "").raw, "last_attempt") == 4 &&
+		list := c.call("GET", path+"/deliveries", "").raw
+		if c.call("GET", "/api/deliveries/"+last, "").status == 200 && strings.Count(list, `"delivery_id"`) == len(wants) && strings.Count(list, `"last_attempt"`) == 4 &&
 			c.call("GET", path+"/stats", "").text("stats", "1h", "attempts") == "6" {
 			break
 		}

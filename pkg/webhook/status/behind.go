@@ -18,7 +18,8 @@ type ends struct {
 	known []end
 }
 
-// end is where a partition ends, and where what is kept of it begins.
+// end is where a partition ends, and where what is young enough to be kept of it
+// begins: at most there.
 type end struct {
 	key         string // of its position
 	begin, stop int64
@@ -67,6 +68,9 @@ func (p *Projection) lookUp(ctx context.Context) ([]end, []string, error) {
 	return p.ends.known, keys, nil
 }
 
+// findEnds looks up the ends first. Kafka names no offset for a time that nothing
+// has come after, and the end as it is then, that kadm takes instead, may lie
+// behind what came in between.
 func (p *Projection) findEnds(ctx context.Context) ([]end, error) {
 	stops, err := p.adm.ListEndOffsets(ctx, p.topics()...)
 	if err == nil {
@@ -86,7 +90,7 @@ func (p *Projection) findEnds(ctx context.Context) ([]end, error) {
 	stops.Each(func(o kadm.ListedOffset) {
 		e := end{key: p.positionKey(o.Topic, o.Partition), stop: o.Offset}
 		if b, ok := begins.Lookup(o.Topic, o.Partition); ok {
-			e.begin = b.Offset
+			e.begin = min(b.Offset, e.stop)
 		}
 		known = append(known, e)
 	})

@@ -146,7 +146,9 @@ type made struct {
 }
 
 func (e *env) made(sub string) *made {
-	return &made{topics: e.topics, id: uuid.NewString(), sub: sub, event: "appointment.created", at: time.Now().UTC().Truncate(time.Millisecond)}
+	// A minute ago: its attempts are not in the future.
+	at := time.Now().UTC().Add(-time.Minute).Truncate(time.Millisecond)
+	return &made{topics: e.topics, id: uuid.NewString(), sub: sub, event: "appointment.created", at: at}
 }
 
 // record is the delivery's own.

@@ -23,3 +23,9 @@ func (p *Projection) Write(ctx context.Context, from int64, records ...*kgo.Reco
 func (p *Projection) PositionKey(topic string, partition int32) string {
 	return p.positionKey(topic, partition)
 }
+
+// Starts says where a new session begins partitions of a topic.
+func (p *Projection) Starts(ctx context.Context, topic string, partitions []int32) (map[int32]kgo.Offset, error) {
+	s := &session{p: p, written: map[string]int64{}}
+	return s.startAt(ctx, topic, partitions)
+}

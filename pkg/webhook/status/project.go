@@ -124,17 +124,25 @@ func (s *session) startAt(ctx context.Context, topic string, partitions []int32)
 	if err != nil {
 		return nil, err
 	}
+	known, _, err := s.p.lookUp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	young := map[string]int64{}
+	for _, e := range known {
+		young[e.key] = e.begin
+	}
 	starts, anew := map[int32]kgo.Offset{}, 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, n := range partitions {
 		at, ok := positions[keys[i]]
 		s.written[keys[i]] = at
-		starts[n] = kgo.NewOffset().At(at)
 		if !ok {
-			starts[n] = kgo.NewOffset().AfterMilli(s.p.cfg.Now().Add(-s.p.cfg.Retention).UnixMilli())
+			at = young[keys[i]]
 			anew++
 		}
+		starts[n] = kgo.NewOffset().At(at)
 	}
 	if anew > 0 {
 		s.p.cfg.Log.Info("projecting the status of deliveries from the log", "topic", topic, "partitions", anew)

@@ -227,6 +227,37 @@ func TestBehindOld(t *testing.T) {
 	}
 }
 
+// Where a partition begins is an offset, decided before anything else can be
+// appended: a time could lead past what comes meanwhile.
+func TestStarts(t *testing.T) {
+	e := newEnv(t)
+	p := e.projection()
+	topic := e.topics.Deliveries()
+	manual := testenv.Client(t, e.kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for partition, young := range map[int32]int{1: 0, 2: 2} { // 0 is empty
+		for i := range 3 + young {
+			m := e.made(newSub())
+			if i < 3 {
+				m.at = m.at.Add(-8 * 24 * time.Hour)
+			}
+			r := m.record()
+			r.Partition = partition
+			if err := manual.ProduceSync(e.ctx, r).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	starts, err := p.Starts(e.ctx, topic, []int32{0, 1, 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for partition, want := range map[int32]int64{0: 0, 1: 3, 2: 3} {
+		if got := starts[partition].EpochOffset().Offset; got != want {
+			t.Errorf("partition %d begins at %d, want %d", partition, got, want)
+		}
+	}
+}
+
 // Metrics are told under the labels of the process, also after a rebuild.
 func TestMetrics(t *testing.T) {
 	e := newEnv(t)
