@@ -12,10 +12,8 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/arsmedicatech/webhooks/internal/run"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
@@ -99,28 +97,4 @@ func (r *receiver) show(req *http.Request, body []byte, verdict string, status i
 		fmt.Fprintf(&pretty, "%q", body)
 	}
 	fmt.Fprintf(r.out, "  %s\n", harmless(pretty.String()))
-}
-
-// harmless does for lines of JSON, which keeps most control characters as they
-// are, what printable does for a word: only line breaks stay.
-func harmless(s string) string {
-	var b strings.Builder
-	for _, c := range s {
-		if c == '\n' || unicode.IsPrint(c) {
-			b.WriteRune(c)
-			continue
-		}
-		quoted := strconv.QuoteRune(c)
-		b.WriteString(quoted[1 : len(quoted)-1])
-	}
-	return b.String()
-}
-
-// printable keeps what a stranger sent from steering the terminal.
-func printable(s string) string {
-	if s == "" {
-		return "-"
-	}
-	quoted := strconv.Quote(s)
-	return quoted[1 : len(quoted)-1]
 }

@@ -33,26 +33,39 @@ func (c *topicsApplyCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return &run.UsageError{Err: fmt.Errorf("RETRY_SCHEDULE: %w", err)}
 	}
-	for _, err := range []error{c.Kafka.Check(), c.Settings.Validate()} {
-		if err != nil {
-			return &run.UsageError{Err: err}
-		}
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError + 1}))
-	opts, err := c.Kafka.Options(log)
-	if err != nil {
+	if err := c.Settings.Validate(); err != nil {
 		return &run.UsageError{Err: err}
 	}
-	client, err := kgo.NewClient(opts...)
+	client, err := connect(ctx, c.Kafka, c.Wait)
 	if err != nil {
-		return fmt.Errorf("connect to Kafka: %w", err)
-	}
-	defer client.Close()
-	if err := waitForKafka(ctx, client, c.Wait, c.Kafka.Brokers); err != nil {
 		return err
 	}
+	defer client.Close()
 	changes, err := kafka.Apply(ctx, kadm.NewClient(client), c.Settings.Replication, c.Settings.Topics(c.Kafka.Topics(), schedule))
 	return report(os.Stdout, changes, err)
+}
+
+// kafkaWait is how long commands that look at a deployment wait for Kafka.
+const kafkaWait = 10 * time.Second
+
+// connect returns a client of a Kafka that answers, with further options.
+func connect(ctx context.Context, conf kafka.Config, limit time.Duration, more ...kgo.Opt) (*kgo.Client, error) {
+	if err := conf.Check(); err != nil {
+		return nil, &run.UsageError{Err: err}
+	}
+	opts, err := conf.Options(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, &run.UsageError{Err: err}
+	}
+	client, err := kgo.NewClient(append(opts, more...)...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Kafka: %w", err)
+	}
+	if err := waitForKafka(ctx, client, limit, conf.Brokers); err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
 }
 
 func waitForKafka(ctx context.Context, client *kgo.Client, limit time.Duration, brokers []string) error {
