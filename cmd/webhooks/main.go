@@ -20,6 +20,7 @@ type cli struct {
 	Dev    devCmd    `cmd:"" help:"Run everything in this process, on an embedded Kafka and Redis, to try it out."`
 	Listen listenCmd `cmd:"" help:"Receive webhooks: verify their signatures and show them."`
 	Topics topicsCmd `cmd:"" help:"Look after a deployment's topics."`
+	Lag    lagCmd    `cmd:"" help:"Show how far behind the deployment's processes are in each topic."`
 	Tail   tailCmd   `cmd:"" help:"Follow a topic: events, deliveries, attempts or dead letters."`
 	Keys   keysCmd   `cmd:"" help:"Look after the keys that secrets are sealed with."`
 	Users  usersCmd  `cmd:"" help:"Look after the users who may sign in."`

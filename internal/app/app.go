@@ -33,6 +33,17 @@ const (
 	groupStatus        = "status"
 )
 
+// Groups returns the consumer groups of the deployment with that prefix that
+// commit how far they have read, in the order of an event's route. The others
+// only share out partitions.
+func Groups(prefix string) []string {
+	groups := []string{groupRouter, groupSender, groupDisabling}
+	for i, group := range groups {
+		groups[i] = prefix + group
+	}
+	return groups
+}
+
 // Instance tells processes of one service apart.
 type Instance struct {
 	InstanceID string `name:"instance-id" env:"INSTANCE_ID" placeholder:"NAME" help:"This process among those of its service: its own, and the same after a restart. Default: the host's name."`
