@@ -1,6 +1,6 @@
 // Command webhooks is the operator's: it runs everything in one process for
-// trying out, receives webhooks for trying out, and looks after the topics and
-// keys of a deployment.
+// trying out, receives webhooks for trying out, looks after the topics and keys
+// of a deployment, and shows and repairs what it does.
 package main
 
 import (
@@ -17,13 +17,14 @@ import (
 )
 
 type cli struct {
-	Dev    devCmd    `cmd:"" help:"Run everything in this process, on an embedded Kafka and Redis, to try it out."`
-	Listen listenCmd `cmd:"" help:"Receive webhooks: verify their signatures and show them."`
-	Topics topicsCmd `cmd:"" help:"Look after a deployment's topics."`
-	Lag    lagCmd    `cmd:"" help:"Show how far behind the deployment's processes are in each topic."`
-	Tail   tailCmd   `cmd:"" help:"Follow a topic: events, deliveries, attempts or dead letters."`
-	Keys   keysCmd   `cmd:"" help:"Look after the keys that secrets are sealed with."`
-	Users  usersCmd  `cmd:"" help:"Look after the users who may sign in."`
+	Dev        devCmd        `cmd:"" help:"Run everything in this process, on an embedded Kafka and Redis, to try it out."`
+	Listen     listenCmd     `cmd:"" help:"Receive webhooks: verify their signatures and show them."`
+	Topics     topicsCmd     `cmd:"" help:"Look after a deployment's topics."`
+	Deliveries deliveriesCmd `cmd:"" help:"See what became of deliveries, and send one again."`
+	Lag        lagCmd        `cmd:"" help:"Show how far behind the deployment's processes are in each topic."`
+	Tail       tailCmd       `cmd:"" help:"Follow a topic: events, deliveries, attempts or dead letters."`
+	Keys       keysCmd       `cmd:"" help:"Look after the keys that secrets are sealed with."`
+	Users      usersCmd      `cmd:"" help:"Look after the users who may sign in."`
 }
 
 func main() { os.Exit(execute(os.Args[1:])) }

@@ -79,10 +79,25 @@ func (s *screen) print(text string) error {
 
 // table shows rows under headings. Cells may hold what a stranger sent.
 func (s *screen) table(headings []string, rows [][]string) error {
+	return s.columns(append([][]string{headings}, rows...))
+}
+
+// fields shows names with their values, but those without one.
+func (s *screen) fields(fields [][2]string) error {
+	var rows [][]string
+	for _, f := range fields {
+		if f[1] != "" {
+			rows = append(rows, f[:])
+		}
+	}
+	return s.columns(rows)
+}
+
+func (s *screen) columns(rows [][]string) error {
 	var b bytes.Buffer
 	const gap = 2
 	w := tabwriter.NewWriter(&b, 0, 0, gap, ' ', 0)
-	for _, row := range append([][]string{headings}, rows...) {
+	for _, row := range rows {
 		cells := make([]string, len(row))
 		for i, cell := range row {
 			cells[i] = printable(cell)

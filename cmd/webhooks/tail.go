@@ -22,7 +22,7 @@ type tailCmd struct {
 	outputFlag   `embed:""`
 	Kafka        kafka.Config `embed:""`
 	What         string       `arg:"" optional:"" enum:"events,deliveries,attempts,dead-letters" default:"attempts" help:"events, deliveries, attempts (the default) or dead-letters."`
-	From         string       `name:"from" default:"latest" placeholder:"WHERE" help:"Where to begin: earliest, latest, a time (RFC 3339), or how long ago, such as 15m."`
+	From         string       `name:"from" default:"latest" help:"Where to begin: earliest, latest, a time (RFC 3339), or how long ago, such as 15m."`
 	Subscription string       `name:"subscription" placeholder:"ID" help:"Show what concerns this subscription only."`
 	Max          int          `name:"max" short:"n" placeholder:"N" help:"End after N records; without it, Ctrl-C ends."`
 	Data         bool         `name:"data" help:"Also show records whole: PATIENTS' DATA appears on the screen. Without it no event's data and no body of a request or an answer is shown."`
