@@ -21,6 +21,7 @@ type cli struct {
 	Listen     listenCmd     `cmd:"" help:"Receive webhooks: verify their signatures and show them."`
 	Topics     topicsCmd     `cmd:"" help:"Look after a deployment's topics."`
 	Deliveries deliveriesCmd `cmd:"" help:"See what became of deliveries, and send one again."`
+	Replay     replayCmd     `cmd:"" help:"Deliver a part of the past again, or for the first time."`
 	Lag        lagCmd        `cmd:"" help:"Show how far behind the deployment's processes are in each topic."`
 	Tail       tailCmd       `cmd:"" help:"Follow a topic: events, deliveries, attempts or dead letters."`
 	Keys       keysCmd       `cmd:"" help:"Look after the keys that secrets are sealed with."`
