@@ -267,11 +267,11 @@ func lagRows(groups []groupLag, now time.Time) [][]string {
 	return rows
 }
 
-// furthest returns the partition that is furthest behind.
+// furthest returns the partition that is furthest behind; of several, the longest.
 func (t *topicLag) furthest() *partitionLag {
 	var found *partitionLag
 	for i := range t.Partitions {
-		if p := &t.Partitions[i]; found == nil || p.Lag > found.Lag {
+		if p := &t.Partitions[i]; found == nil || p.Lag > found.Lag || p.Lag == found.Lag && p.End > found.End {
 			found = p
 		}
 	}
