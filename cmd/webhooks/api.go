@@ -265,7 +265,7 @@ func (c *apiClient) once(ctx context.Context, method, path string, query url.Val
 		}
 		return nil, fmt.Errorf("no answer from %s: %w", c.base, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read, or is of no interest
+	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, answerLimit+1))
 	switch {
 	case err != nil:

@@ -133,10 +133,10 @@ func seek(ctx context.Context, client *kgo.Client, topic string, from from) erro
 		listed kadm.ListedOffsets
 		err    error
 	)
-	switch {
-	case from.word == earliest:
+	switch from.word {
+	case earliest:
 		listed, err = adm.ListStartOffsets(ctx, topic)
-	case from.word == latest:
+	case latest:
 		// Not the high watermarks: what is committed from now on is to be seen.
 		listed, err = adm.ListCommittedOffsets(ctx, topic)
 	default:
