@@ -243,7 +243,7 @@ const (
    "attempts": [
      {"attempt": 1, "at": "2026-05-06T12:00:50Z", "outcome": "failed", "error": "timeout", "latency_ms": 10000, "next_attempt_at": "2026-05-06T12:00:51Z"},
      {"attempt": 2, "at": "2026-05-06T12:00:51.2Z", "outcome": "failed", "status": 503, "error": "status", "latency_ms": 12.3,
-      "answer": "go\u001b[2J \u009baway\nnow", "next_attempt_at": "2026-05-06T12:01:04Z"}]}, "behind": 0}`
+      "answer": "go\u001b[2J ` + "\u009b" + `away\nnow", "next_attempt_at": "2026-05-06T12:01:04Z"}]}, "behind": 0}`
 )
 
 func TestDeliveriesList(t *testing.T) {
