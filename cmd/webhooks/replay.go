@@ -206,7 +206,7 @@ func count(ctx context.Context, api *apiClient, s *screen, path string, body map
 	if answer.Estimated {
 		about = "about "
 	}
-	return s.print(fmt.Sprintf("it would make %s%d deliveries; nothing has been started\n", about, answer.Count))
+	return s.print(fmt.Sprintf("deliveries that it would make: %s%d; nothing has been started\n", about, answer.Count))
 }
 
 // begin starts a replay and shows it, at once or when it has ended.

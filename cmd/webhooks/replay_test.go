@@ -61,8 +61,8 @@ to see how it goes: webhooks replay status webhook_subscription:1 r1 --follow
 
 func TestReplayDryRun(t *testing.T) {
 	for more, want := range map[string]string{
-		"":                    "it would make 42 deliveries; nothing has been started\n",
-		`, "estimated": true`: "it would make about 42 deliveries; nothing has been started\n",
+		"":                    "deliveries that it would make: 42; nothing has been started\n",
+		`, "estimated": true`: "deliveries that it would make: about 42; nothing has been started\n",
 	} {
 		api := answers(t, answer(200, `{"success":true,"message":"m","count":42`+more+`}`))
 		s := newTestScreen(false)
