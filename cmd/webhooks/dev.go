@@ -187,6 +187,8 @@ func (c *devCmd) announce(ctx context.Context, env *run.Env, addr string, instan
 Ready on http://localhost:%[1]s. Data is in %[2]s. Ctrl-C stops.
 Kafka is at %[4]s
 
+What becomes of each delivery is shown there: sign in as admin with the password admin.
+
 To see webhooks arrive, receive them in a second terminal:
 
   go run ./cmd/webhooks listen --port 8000 --secret test-secret

@@ -81,6 +81,7 @@ func TestLag(t *testing.T) {
 	want := `GROUP STATE MEMBERS TOPIC LAG OLDEST COMMITTED END NOTE
 webhook-router Empty 0 appointments.events 2 1m00s 0/1 0/3 nobody reads it
 webhook-sender Empty 0 webhooks.deliveries 2 1m00s 1/0 1/2 nobody reads it
+status None 0 - - - - - has committed nothing: does it run?
 disabling None 0 - - - - - has committed nothing: does it run?
 `
 	if got := showLag(t, conf); got != want {

@@ -291,8 +291,8 @@ func (c *replayListCmd) run(ctx context.Context, api *apiClient, s *screen) erro
 	var found []oneReplay
 	more, err := pages(c.Limit, c.All, func(limit int, cursor string) (string, int, error) {
 		var page struct {
-			Replays []oneReplay `json:"replays"`
-			Next    string      `json:"next"`
+			Replays    []oneReplay `json:"replays"`
+			NextCursor string      `json:"next_cursor"`
 		}
 		query := url.Values{"limit": {strconv.Itoa(limit)}}
 		if cursor != "" {
@@ -300,7 +300,7 @@ func (c *replayListCmd) run(ctx context.Context, api *apiClient, s *screen) erro
 		}
 		err := api.get(ctx, pathOf("webhooks", c.Subscription, "replays"), query, &page)
 		found = append(found, page.Replays...)
-		return page.Next, len(page.Replays), err
+		return page.NextCursor, len(page.Replays), err
 	})
 	if err != nil {
 		return err

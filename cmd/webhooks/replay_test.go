@@ -183,7 +183,7 @@ func TestReplayList(t *testing.T) {
 		return fmt.Sprintf(`{"id": %q, "subscription_id": "webhook_subscription:1", "source": "events", "created_at": "2026-05-06T12:00:00Z", "created_by": "user:admin", %s}`, id, rest)
 	}
 	api := answers(t,
-		answer(200, `{"success":true,"total":2,"next":"r2","replays":[`+item("r2", `"state":"running","total":200,"estimated":true,"done":50,"estimate_s":92.5`)+`]}`),
+		answer(200, `{"success":true,"total":2,"next_cursor":"r2","replays":[`+item("r2", `"state":"running","total":200,"estimated":true,"done":50,"estimate_s":92.5`)+`]}`),
 		answer(200, `{"success":true,"total":2,"replays":[`+item("r1", `"state":"failed","reason":"subscription_deleted","total":3,"done":1`)+`]}`))
 	s := newTestScreen(false)
 	cmd := replayListCmd{Subscription: "webhook_subscription:1", Limit: 50}

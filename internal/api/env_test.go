@@ -127,7 +127,7 @@ func (d *deployment) start(t *testing.T, watch func(*http.Request)) *instance {
 		Kafka: testenv.Options(t, d.kafka), Topics: topics, Group: d.kafka.TopicPrefix + "status", Redis: d.status, Prefix: d.prefix + "st:", Log: log,
 	})
 	check(t, err)
-	again, err := redelivery.New(redelivery.Config{Kafka: testenv.Options(t, d.kafka), Topics: topics, Replays: replays, Subscriptions: reg})
+	again, err := redelivery.New(redelivery.Config{Kafka: testenv.Options(t, d.kafka), Topics: topics, Replays: replays, Subscriptions: reg, Deliveries: deliveries})
 	check(t, err)
 	known, err := session.LoadUsers(d.users)
 	check(t, err)

@@ -194,8 +194,8 @@ type replaysBody struct {
 	Success bool         `json:"success"`
 	Replays []replayJSON `json:"replays"`
 	Total   int          `json:"total"`
-	// Next is the cursor of the next page; there is none after the last.
-	Next string `json:"next,omitzero"`
+	// NextCursor is that of the page after; there is none after the last.
+	NextCursor string `json:"next_cursor,omitzero"`
 }
 
 func (s *server) listReplays(w http.ResponseWriter, r *http.Request) {
@@ -212,13 +212,13 @@ func (s *server) listReplays(w http.ResponseWriter, r *http.Request) {
 		if cursor := r.URL.Query().Get("cursor"); cursor != "" {
 			last := slices.IndexFunc(found, func(one replay.Replay) bool { return one.Request.ID == cursor })
 			if last < 0 {
-				return answer{}, appointment.Invalid("cursor", "is not the next of an earlier answer")
+				return answer{}, appointment.Invalid("cursor", "must be the next_cursor of an earlier answer")
 			}
 			found = found[last+1:]
 		}
 		if len(found) > limit {
 			found = found[:limit]
-			body.Next = found[limit-1].Request.ID
+			body.NextCursor = found[limit-1].Request.ID
 		}
 		for _, one := range found {
 			body.Replays = append(body.Replays, showReplay(one))

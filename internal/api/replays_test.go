@@ -189,9 +189,9 @@ func TestReplays(t *testing.T) {
 	var listed []string
 	for cursor := ""; ; {
 		var page struct {
-			Replays []struct{ ID string }
-			Total   int
-			Next    string
+			Replays    []struct{ ID string }
+			Total      int
+			NextCursor string `json:"next_cursor"`
 		}
 		check(t, json.Unmarshal([]byte(c.call("GET", path+"?limit=3&cursor="+cursor, "").want(200).raw), &page))
 		for _, one := range page.Replays {
@@ -200,7 +200,7 @@ func TestReplays(t *testing.T) {
 		if page.Total != 4 || len(page.Replays) > 3 {
 			t.Errorf("page %+v", page)
 		}
-		if cursor = page.Next; cursor == "" {
+		if cursor = page.NextCursor; cursor == "" {
 			break
 		}
 	}

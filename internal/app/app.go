@@ -37,7 +37,7 @@ const (
 // commit how far they have read, in the order of an event's route. The others
 // only share out partitions.
 func Groups(prefix string) []string {
-	groups := []string{groupRouter, groupSender, groupDisabling}
+	groups := []string{groupRouter, groupSender, groupStatus, groupDisabling}
 	for i, group := range groups {
 		groups[i] = prefix + group
 	}

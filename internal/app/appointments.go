@@ -239,7 +239,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 		return err
 	}
 	defer func() { _ = deliveries.Close() }() // only reads the last answers
-	again, err := redelivery.New(redelivery.Config{Kafka: p.opts, Topics: topics, Replays: replays, Subscriptions: reg})
+	again, err := redelivery.New(redelivery.Config{Kafka: p.opts, Topics: topics, Replays: replays, Subscriptions: reg, Deliveries: deliveries})
 	if err != nil {
 		return err
 	}

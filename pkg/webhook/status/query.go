@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
 // Delivery is what is known of a delivery.
@@ -242,6 +244,32 @@ func (p *Projection) Delivery(ctx context.Context, id string) (*Delivery, int, e
 		d.Attempts[i].Answer = answers.Val()[strconv.Itoa(d.Attempts[i].Number)]
 	}
 	return d, behind, nil
+}
+
+// Find returns what does not change of a delivery, for who sends it again: its
+// ids, its type of event and its origin, and the event's position, which only a
+// test has not. It returns false if the delivery is not known here, and does not
+// look at how far the projection is: who wants to be sure asks the topics.
+// Errors: ErrUnavailable, or that of ctx.
+func (p *Projection) Find(ctx context.Context, deliveryID string) (webhook.Attempt, bool, error) {
+	short, err := shortID(deliveryID)
+	if err != nil {
+		return webhook.Attempt{}, false, nil
+	}
+	values, err := p.redis.HGetAll(ctx, p.deliveryKey(short)).Result()
+	if err != nil {
+		return webhook.Attempt{}, false, unavailable("read a delivery", err)
+	}
+	if len(values) == 0 {
+		return webhook.Attempt{}, false, nil
+	}
+	d, err := decodeDelivery(short, values)
+	if err != nil {
+		return webhook.Attempt{}, false, err
+	}
+	return webhook.Attempt{
+		DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin, EventPosition: d.EventPosition,
+	}, true, nil
 }
 
 // decodeDelivery reads what merge wrote.

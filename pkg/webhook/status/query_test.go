@@ -164,6 +164,28 @@ func TestRareEvent(t *testing.T) {
 	}
 }
 
+// Who sends a delivery again finds where its event stands, whichever of its
+// records is known.
+func TestFind(t *testing.T) {
+	e := newEnv(t)
+	p := e.projection()
+	first, replayed, unknown := e.made(newSub()), e.made(newSub()), e.made(newSub())
+	replayed.origin = webhook.OriginOf(webhook.OriginReplay, "1")
+	e.write(p, 0, first.record())
+	e.write(p, 0, replayed.attempt(1, webhook.Dead))
+	for _, m := range []*made{first, replayed} {
+		want := webhook.Attempt{DeliveryID: m.id, SubscriptionID: m.sub, EventType: m.event, Origin: m.origin, EventPosition: "1/7"}
+		if got, ok, err := p.Find(e.ctx, m.id); err != nil || !ok || got != want {
+			t.Errorf("found %+v, %t, %v, want %+v", got, ok, err, want)
+		}
+	}
+	for _, id := range []string{unknown.id, "no uuid"} {
+		if got, ok, err := p.Find(e.ctx, id); err != nil || ok {
+			t.Errorf("found %+v, %t, %v of %q", got, ok, err, id)
+		}
+	}
+}
+
 // What is too old, and too much, is not kept.
 func TestBounds(t *testing.T) {
 	const keep = 20
