@@ -3,8 +3,14 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -108,6 +114,123 @@ func TestReplaying(t *testing.T) {
 	}
 	t.Logf("%d kills, %d deliveries wanted, %d repeated, %s", struck, len(want), repeated, time.Since(began).Round(time.Second))
 	report(t, violations)
+}
+
+// A replay arrives, each event of it once, although who carries it out is killed
+// in its middle again and again. CHAOS_EVENTS says of how many events it is.
+func TestReplayArrives(t *testing.T) {
+	p := newPlan(t)
+	d := harness.Start(t, harness.Options{Routers: 2})
+	total, kills, body := 2000, 2, map[string]any{"from": "earliest", "rate": 500}
+	if text := os.Getenv("CHAOS_EVENTS"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("CHAOS_EVENTS: %v", err)
+		}
+		total, kills = n, 5
+		delete(body, "rate")
+	}
+	brokers := &address{}
+	brokers.set(d.Brokers)
+	v := &volume{t: t, brokers: brokers, topic: d.Prefix + "appointments.events"}
+	for int(v.acknowledged.Load()) < total && !t.Failed() {
+		v.append(t.Context(), 1000)
+	}
+	v.close()
+	c := d.SignIn(d.URL)
+	sink := newCounter(t)
+	late := c.Subscribe(t, "appointment.*", sink.url, "test-secret")
+	began := time.Now()
+	id := c.Must(t, http.StatusCreated, http.MethodPost, "/api/webhooks/"+late+"/replays", body).Object("replay").String("id")
+	for n := range kills {
+		at := awaitReplays(t, d, "the replay goes on", func(now map[string]progress) bool {
+			return now[id].over() || int(now[id].Done) > (n+1)*total/(kills+2)
+		})[id]
+		if at.over() {
+			t.Fatalf("the replay had ended before the kill %d", n+1)
+		}
+		// Whoever of them carries it out.
+		for _, router := range d.Of("webhook-router") {
+			router.Kill()
+		}
+		p.pace(100*time.Millisecond, 500*time.Millisecond)
+		for _, router := range d.Of("webhook-router") {
+			d.Restart(router)
+		}
+		brokers.set(d.Brokers)
+		t.Logf("%6.1f s: killed at %d of %d", time.Since(began).Seconds(), at.Done, total)
+	}
+	ended := awaitReplays(t, d, "the replay ends", func(now map[string]progress) bool { return now[id].over() })[id]
+	made := time.Since(began)
+	limit := recoverLimit + time.Duration(total)*time.Millisecond
+	d.Sent(t, limit)
+
+	wanted := 0
+	var violations []string
+	twice := 0
+	arrived := sink.arrived()
+	d.Read(t, "appointments.events", limit, func(r *kgo.Record) {
+		e, err := events.Decode(r)
+		if err != nil {
+			t.Errorf("%d/%d: %v", r.Partition, r.Offset, err)
+			return
+		}
+		wanted++
+		delivery := webhook.DeliveryID(e.ID, late, webhook.OriginOf(webhook.OriginReplay, id))
+		switch n := arrived[delivery]; {
+		case n == 0:
+			violations = append(violations, fmt.Sprintf("no delivery of %d/%d arrived", r.Partition, r.Offset))
+		case n > 1:
+			twice++
+		}
+		delete(arrived, delivery)
+	})
+	t.Logf("%d events, %d kills: made after %s, arrived after %s; %d requests were made twice", wanted, kills,
+		made.Round(100*time.Millisecond), time.Since(began).Round(100*time.Millisecond), twice)
+	// In one process the sender is killed, too, and what is in flight then is sent
+	// again.
+	if harness.Real() && twice > 0 {
+		violations = append(violations, fmt.Sprintf("%d deliveries came twice", twice))
+	}
+	if len(arrived) > 0 {
+		violations = append(violations, fmt.Sprintf("%d deliveries came that nobody wants", len(arrived)))
+	}
+	if exact := harness.Real(); wanted < total || ended.State != webhook.ReplayDone || exact && ended.Done != int64(wanted) {
+		violations = append(violations, fmt.Sprintf("the replay is %s after %d deliveries, want %d", ended.State, ended.Done, wanted))
+	}
+	report(t, violations)
+}
+
+// counter is an endpoint that counts how often each delivery comes.
+type counter struct {
+	url string
+
+	mu   sync.Mutex
+	came map[string]int // by delivery
+}
+
+func newCounter(t *testing.T) *counter {
+	c := &counter{came: map[string]int{}}
+	server := httptest.NewServer(c)
+	t.Cleanup(server.Close)
+	c.url = server.URL
+	return c
+}
+
+// ServeHTTP implements http.Handler.
+func (c *counter) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		return // cut off before it was whole: this is no delivery yet
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.came[r.Header.Get("X-Delivery-Id")]++
+}
+
+func (c *counter) arrived() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.came)
 }
 
 // replayFaults are the faults of the processes that carry replays out, and of
