@@ -109,6 +109,22 @@ func (c *fairnessCmd) measure(ctx context.Context, w *world, subs []*webhook.Sub
 // send appends deliveries at the rate and returns when those were appended that
 // are to arrive.
 func (c *fairnessCmd) send(ctx context.Context, w *world, subs []*webhook.Subscription, all bool) (map[string]time.Time, error) {
+	records := deliveries(w, subs, int(c.For.Seconds()*c.Rate))
+	ids := make([]string, len(records))
+	for i, r := range records {
+		if !all && i%len(subs) == len(subs)-1 {
+			continue
+		}
+		var err error
+		if ids[i], err = appointmentOf(r.Value); err != nil {
+			return nil, err
+		}
+	}
+	return sendAt(ctx, w, latencyCmd{Rate: c.Rate, For: c.For}, records, ids)
+}
+
+// sendAt appends records at a pace, and returns when those were that have an id.
+func sendAt(ctx context.Context, w *world, pace latencyCmd, records []*kgo.Record, ids []string) (map[string]time.Time, error) {
 	opts, err := w.conf.Options(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
@@ -118,22 +134,16 @@ func (c *fairnessCmd) send(ctx context.Context, w *world, subs []*webhook.Subscr
 		return nil, err
 	}
 	defer producer.Close()
-	records := deliveries(w, subs, int(c.For.Seconds()*c.Rate))
 	sent := map[string]time.Time{}
 	var mu sync.Mutex
-	pace := latencyCmd{Rate: c.Rate, For: c.For}
 	err = pace.pace(ctx, func(i int) error {
 		began := time.Now()
-		if err := producer.ProduceSync(ctx, records[i]).FirstErr(); err != nil {
-			return err
+		err := producer.ProduceSync(ctx, records[i]).FirstErr()
+		if err == nil && ids[i] != "" {
+			mu.Lock()
+			defer mu.Unlock()
+			sent[ids[i]] = began
 		}
-		if !all && i%len(subs) == len(subs)-1 {
-			return nil
-		}
-		id, err := appointmentOf(records[i].Value)
-		mu.Lock()
-		defer mu.Unlock()
-		sent[id] = began
 		return err
 	})
 	return sent, err
@@ -231,7 +241,7 @@ func (c *recoveryCmd) Run(ctx context.Context) error {
 		limit, cancel := context.WithTimeout(ctx, 10*time.Minute)
 		defer cancel()
 		done <- await(limit, 100*time.Millisecond, func() (bool, error) {
-			n, err := arrived(limit, sink)
+			n, err := arrived(limit, sink, "/hang")
 			drained = time.Since(began)
 			return n >= c.Backlog, err
 		})
@@ -335,7 +345,7 @@ func (c *rateLimitCmd) Run(ctx context.Context) error {
 	if err := sleepFor(ctx, 15*time.Second); err != nil {
 		return err
 	}
-	before, err := arrived(ctx, sink)
+	before, err := arrived(ctx, sink, "/")
 	if err != nil {
 		return err
 	}
@@ -343,7 +353,7 @@ func (c *rateLimitCmd) Run(ctx context.Context) error {
 	if err := sleepFor(ctx, c.For); err != nil {
 		return err
 	}
-	after, err := arrived(ctx, sink)
+	after, err := arrived(ctx, sink, "/")
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,12 +15,16 @@ import (
 )
 
 type replayCmd struct {
-	Events int `default:"50000" help:"Events on the log, all of which are replayed to a new subscription."`
-	Rounds int `default:"5" help:"Rounds; each with topics of its own."`
+	Events int     `default:"50000" help:"Events on the log, all of which are replayed to a new subscription."`
+	Rounds int     `default:"5" help:"Rounds; each with topics of its own."`
+	Live   float64 `placeholder:"N" help:"Send the replay, too, and measure what N live events per second take to arrive at ten others without it and meanwhile; one round."`
 }
 
 // Run measures the floor and a replay in turn.
 func (c *replayCmd) Run(ctx context.Context) error {
+	if c.Live > 0 {
+		return c.live(ctx)
+	}
 	var floors, rates, cpus, ratios []float64
 	for round := range c.Rounds {
 		w, err := newWorld(ctx)
@@ -44,13 +49,8 @@ func (c *replayCmd) Run(ctx context.Context) error {
 func (c *replayCmd) round(ctx context.Context, w *world) (floor, rate, cpu float64, err error) {
 	limit, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	records := make([]*kgo.Record, c.Events)
-	for i := range records {
-		if records[i], err = event(i).Encode(w.topics.Events()); err != nil {
-			return 0, 0, 0, err
-		}
-	}
-	if err := w.produce(limit, records); err != nil {
+	records, err := c.past(limit, w)
+	if err != nil {
 		return 0, 0, 0, err
 	}
 	if floor, err = bareLoop(limit, w, c.Events); err != nil {
@@ -72,18 +72,7 @@ func (c *replayCmd) round(ctx context.Context, w *world) (floor, rate, cpu float
 	if err != nil {
 		return 0, 0, 0, fmt.Errorf("route: %w", err)
 	}
-	request := &webhook.ReplayRequest{
-		ID: uuid.NewString(), SubscriptionID: subs[0].ID, Source: webhook.SourceEvents, EventNames: []string{events.Created},
-		From: make([]int64, partitions), To: make([]int64, partitions), Total: int64(c.Events), CreatedAt: time.Now().UTC(), CreatedBy: "bench",
-	}
-	for _, rec := range records {
-		request.To[rec.Partition] = max(request.To[rec.Partition], rec.Offset+1)
-	}
-	asked, err := request.Encode(w.topics.Replays())
-	if err != nil {
-		return 0, 0, 0, err
-	}
-	if err := w.produce(limit, []*kgo.Record{asked}); err != nil {
+	if err := c.ask(limit, w, subs[0], records); err != nil {
 		return 0, 0, 0, err
 	}
 	made := func() int { return w.counter("webhooks_replay_deliveries_total", nil) }
@@ -96,4 +85,137 @@ func (c *replayCmd) round(ctx context.Context, w *world) (floor, rate, cpu float
 	}
 	rate, cpu = began.rate(c.Events - first)
 	return floor, rate, cpu, stop()
+}
+
+// past fills the log and returns what is in it.
+func (c *replayCmd) past(ctx context.Context, w *world) (records []*kgo.Record, err error) {
+	records = make([]*kgo.Record, c.Events)
+	for i := range records {
+		if records[i], err = event(i).Encode(w.topics.Events()); err != nil {
+			return nil, err
+		}
+	}
+	return records, w.produce(ctx, records)
+}
+
+// ask asks for a replay of the records to a subscription.
+func (c *replayCmd) ask(ctx context.Context, w *world, sub *webhook.Subscription, records []*kgo.Record) error {
+	request := &webhook.ReplayRequest{
+		ID: uuid.NewString(), SubscriptionID: sub.ID, Source: webhook.SourceEvents, EventNames: []string{events.Created},
+		From: make([]int64, partitions), To: make([]int64, partitions), Total: int64(c.Events), CreatedAt: time.Now().UTC(), CreatedBy: "bench",
+	}
+	for _, rec := range records {
+		request.To[rec.Partition] = max(request.To[rec.Partition], rec.Offset+1)
+	}
+	asked, err := request.Encode(w.topics.Replays())
+	if err != nil {
+		return err
+	}
+	return w.produce(ctx, []*kgo.Record{asked})
+}
+
+// live measures what live deliveries take, from their events' being appended to
+// their arrival, without a replay and while one is made and sent as fast as it
+// goes.
+func (c *replayCmd) live(ctx context.Context) error {
+	sink, stopSink, err := startSink(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopSink()
+	w, err := newWorld(ctx)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	records, err := c.past(ctx, w)
+	if err != nil {
+		return err
+	}
+	if _, err := w.subscribe(ctx, 10, events.Cancelled, sink+"/timed"); err != nil {
+		return err
+	}
+	late, err := w.subscribe(ctx, 1, events.Confirmed, sink+"/")
+	if err != nil {
+		return err
+	}
+	r := &app.Router{}
+	if err := parse(r, "webhook-router", w, "--instance-id=bench"); err != nil {
+		return err
+	}
+	s, err := senderService(w)
+	if err != nil {
+		return err
+	}
+	routing, sending := w.env(), w.env()
+	stopRouter, stopSender := serve(ctx, r, routing), serve(ctx, s, sending)
+	err = await(ctx, 10*time.Millisecond, func() (bool, error) {
+		ready := len(routing.Health.Problems()) == 0 && len(sending.Health.Problems()) == 0
+		if !ready {
+			return false, nil
+		}
+		return w.passed(ctx, w.conf.TopicPrefix+"webhook-router", w.topics.Events(), c.Events)
+	})
+	if err != nil {
+		return err
+	}
+	quiet, err := c.liveFor(ctx, w, sink, 20*time.Second)
+	if err != nil {
+		return err
+	}
+	resetPeak()
+	if err := c.ask(ctx, w, late[0], records); err != nil {
+		return err
+	}
+	began := time.Now()
+	var busy []time.Duration
+	var took time.Duration
+	done := make(chan error, 1)
+	go func() {
+		done <- await(ctx, 50*time.Millisecond, func() (bool, error) {
+			n, err := arrived(ctx, sink, "/")
+			took = time.Since(began)
+			return n >= c.Events, err
+		})
+	}()
+	for ended := false; !ended; {
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+			ended = true
+		default:
+			times, err := c.liveFor(ctx, w, sink, 5*time.Second)
+			if err != nil {
+				return err
+			}
+			busy = append(busy, times...)
+		}
+	}
+	fmt.Printf("%d events replayed to their arrival in %s, %.0f/s; live at %.0f events/s to ten each: p50 %s, p99 %s without, p50 %s, p99 %s meanwhile; peak RSS %.0f MiB\n",
+		c.Events, took.Round(100*time.Millisecond), float64(c.Events)/took.Seconds(), c.Live,
+		percentile(quiet, 50), percentile(quiet, 99), percentile(busy, 50), percentile(busy, 99), peakRSS())
+	return errors.Join(stopRouter(), stopSender())
+}
+
+// liveFor appends live events and returns how long their first webhooks took.
+func (c *replayCmd) liveFor(ctx context.Context, w *world, sink string, d time.Duration) ([]time.Duration, error) {
+	pace := latencyCmd{Rate: c.Live, For: d}
+	n := int(d.Seconds() * c.Live)
+	records, ids := make([]*kgo.Record, n), make([]string, n)
+	for i := range records {
+		e := event(i)
+		e.Type = events.Cancelled
+		var err error
+		if records[i], err = e.Encode(w.topics.Events()); err != nil {
+			return nil, err
+		}
+		ids[i] = e.Data.AppointmentID
+	}
+	sent, err := sendAt(ctx, w, pace, records, ids)
+	if err != nil {
+		return nil, err
+	}
+	return collect(ctx, sink, sent)
 }

@@ -65,7 +65,7 @@ func (c *senderCmd) round(ctx context.Context, url string) (perSecond, cpu float
 	if err := w.produce(ctx, deliveries(w, subs, c.Deliveries)); err != nil {
 		return 0, 0, err
 	}
-	before, err := arrived(ctx, url)
+	before, err := arrived(ctx, url, "/")
 	if err != nil {
 		return 0, 0, err
 	}
@@ -102,15 +102,16 @@ func (c *senderCmd) round(ctx context.Context, url string) (perSecond, cpu float
 	if err := stop(); err != nil {
 		return 0, 0, err
 	}
-	after, err := arrived(ctx, url)
+	after, err := arrived(ctx, url, "/")
 	if err == nil && after-before != c.Deliveries {
 		err = fmt.Errorf("%d requests arrived for %d deliveries", after-before, c.Deliveries)
 	}
 	return perSecond, cpu, err
 }
 
-func arrived(ctx context.Context, url string) (int, error) {
-	page, err := fetch(ctx, url+"/count")
+// arrived returns how many requests the sink has answered at a path.
+func arrived(ctx context.Context, sink, path string) (int, error) {
+	page, err := fetch(ctx, sink+"/count?path="+path)
 	if err != nil {
 		return 0, err
 	}

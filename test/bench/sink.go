@@ -37,11 +37,11 @@ func (c *sinkCmd) Run(ctx context.Context) error {
 	mux.HandleFunc("POST /fail", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	mux.HandleFunc("GET /recover", func(http.ResponseWriter, *http.Request) { close(s.well) })
 	mux.HandleFunc("GET /arrivals", s.arrivals)
-	mux.HandleFunc("GET /count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, s.count.Load()) })
+	mux.HandleFunc("GET /count", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, s.count(r.FormValue("path")).Load()) })
 	mux.HandleFunc("POST /timed", s.timed)
 	mux.HandleFunc("POST /", func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body) // whatever it was, it arrived
-		s.count.Add(1)
+		s.count(r.URL.Path).Add(1)
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	go func() { <-ctx.Done(); _ = server.Close() }()
@@ -52,10 +52,18 @@ func (c *sinkCmd) Run(ctx context.Context) error {
 }
 
 type sink struct {
-	count atomic.Int64
-	mu    sync.Mutex
-	times map[string]int64 // by appointment: when its webhook came, in ns
-	well  chan struct{}    // closed when what hangs is well again
+	counts sync.Map // by path: *atomic.Int64, the requests that were answered
+	mu     sync.Mutex
+	times  map[string]int64 // by appointment: when its webhook came, in ns
+	well   chan struct{}    // closed when what hangs is well again
+}
+
+func (s *sink) count(path string) *atomic.Int64 {
+	n, ok := s.counts.Load(path)
+	if !ok {
+		n, _ = s.counts.LoadOrStore(path, &atomic.Int64{})
+	}
+	return n.(*atomic.Int64)
 }
 
 func (s *sink) timed(_ http.ResponseWriter, r *http.Request) {
@@ -76,7 +84,7 @@ func (s *sink) timed(_ http.ResponseWriter, r *http.Request) {
 	if _, seen := s.times[body.Data.ID]; !seen {
 		s.times[body.Data.ID] = now
 	}
-	s.count.Add(1)
+	s.count(r.URL.Path).Add(1)
 }
 
 func (s *sink) arrivals(w http.ResponseWriter, _ *http.Request) {
