@@ -99,6 +99,7 @@ func (c *senderCmd) round(ctx context.Context, url string) (perSecond, cpu float
 		return 0, 0, fmt.Errorf("%d of %d delivered: %w", delivered(), c.Deliveries, err)
 	}
 	perSecond, cpu = began.rate(c.Deliveries - first)
+	fmt.Printf("%d of them were parked first\n", w.counter("webhooks_deliveries_parked_total", nil))
 	if err := stop(); err != nil {
 		return 0, 0, err
 	}

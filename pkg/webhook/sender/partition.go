@@ -63,9 +63,8 @@ func size(r *kgo.Record) int64 {
 	return int64(n)
 }
 
-// ahead is how many times the window is read ahead: a partition that was paused
-// is not fetched again before the fetch under way, which may be waiting for
-// records of others, has been answered.
+// ahead is how many times the window is read ahead, so that the partition is not
+// empty before it is fetched again.
 const ahead = 8
 
 // feed takes polled records. When there are enough, in number or in bytes, it

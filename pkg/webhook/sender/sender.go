@@ -248,6 +248,10 @@ func (s *Sender) options() []kgo.Opt {
 		kgo.FetchMaxBytes(8<<20),
 		kgo.FetchMaxPartitionBytes(1<<20),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assigned(m) }),
+		// A partition that was paused because enough of it was read is not fetched
+		// again before the fetch under way, which waits for records of the others, has
+		// been answered: in that time what was read ahead has to last.
+		kgo.FetchMaxWait(25*time.Millisecond),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, true) }),
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, false) }),
 		// Outcomes of requests that end at about the same time share a request to
