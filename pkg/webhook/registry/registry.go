@@ -161,15 +161,8 @@ func (r *Registry) Get(id string) (webhook.Registered, bool) {
 	return e, ok
 }
 
-// Len returns how many subscriptions there are, also those that are deleted as
+// All returns every subscription, in no order, also those that are deleted as
 // long as their records are kept.
-func (r *Registry) Len() int {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return len(r.byID)
-}
-
-// All returns every subscription, in no order.
 func (r *Registry) All() []webhook.Registered {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -35,8 +36,8 @@ import (
 // attempt anew.
 type Subscriptions interface {
 	Get(id string) (webhook.Registered, bool)
-	// Len returns how many there are.
-	Len() int
+	// All returns all there are, in no order.
+	All() []webhook.Registered
 	// Await returns when the table has been read up to the offset.
 	Await(ctx context.Context, partition int32, offset int64) error
 }
@@ -193,6 +194,7 @@ type Sender struct {
 	parts    map[topicPartition]*partition
 	shards   map[int32]*shard
 	clocks   sync.WaitGroup // of shards
+	company  company
 	stopping bool
 }
 
@@ -215,11 +217,13 @@ func New(cfg Config) (*Sender, error) {
 		pool:   newPool(cfg.InFlight), log: newAttemptLog(cfg.Log),
 	}
 	s.drawer, s.recorder = newDrawer(s), newRecorder(s)
+	s.company.subscriptions = cfg.Subscriptions
 	for _, d := range append(cfg.Schedule.Delays(), cfg.FormerDelays...) {
 		topic := cfg.Topics.Retry(d)
 		if _, twice := s.delays[topic]; !twice {
 			s.topics = append(s.topics, topic)
 			s.delays[topic] = d
+			s.company.subscriptions = cfg.Subscriptions
 		}
 	}
 	s.keeper = newKeeper(cfg.Claims, s.load, cfg.Log)
@@ -245,13 +249,13 @@ func (s *Sender) options() []kgo.Opt {
 		kgo.SessionTimeout(6*time.Second),
 		kgo.HeartbeatInterval(time.Second),
 		kgo.RebalanceTimeout(60*time.Second), // longer than Drain
-		kgo.FetchMaxBytes(8<<20),
-		kgo.FetchMaxPartitionBytes(1<<20),
-		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assigned(m) }),
 		// A partition that was paused because enough of it was read is not fetched
 		// again before the fetch under way, which waits for records of the others, has
 		// been answered: in that time what was read ahead has to last.
 		kgo.FetchMaxWait(25*time.Millisecond),
+		kgo.FetchMaxBytes(8<<20),
+		kgo.FetchMaxPartitionBytes(1<<20),
+		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assigned(m) }),
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, true) }),
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, false) }),
 		// Outcomes of requests that end at about the same time share a request to
@@ -271,7 +275,13 @@ func (s *Sender) Run(ctx context.Context) error {
 		return err
 	}
 	s.lookForExpired(ctx) // before the first commit hides them
+	if err := s.company.look(ctx, kadm.NewClient(s.client), s.cfg.Topics.Deliveries()); err != nil && ctx.Err() == nil {
+		s.cfg.Log.Warn("more may be parked than needs to be", "error", err)
+	}
 	// Outcomes of requests under way are still marked while the sender stops.
+	if err := s.company.look(ctx, kadm.NewClient(s.client), s.cfg.Topics.Deliveries()); err != nil && ctx.Err() == nil {
+		s.cfg.Log.Warn("more may be parked than needs to be", "error", err)
+	}
 	var working, serving sync.WaitGroup
 	working.Go(func() { s.keeper.run(work) })
 	working.Go(func() { s.recorder.run(work) })

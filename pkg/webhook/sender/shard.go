@@ -213,10 +213,10 @@ func (sh *shard) admit(j *job) (wait <-chan struct{}) {
 
 // toBlame says whether a lane holds much more than the others do. If all hold
 // about the same, it is not the endpoints that are slow but the sender, and parking
-// would only make it slower.
+// would only make it slower; as it would if there is nobody else to be held up.
 func (sh *shard) toBlame(ln *lane, c class) bool {
 	others := max(len(sh.lanes)-1, 1)
-	return ln.held[c] > (sh.held[c]-ln.held[c])/others+sh.s.cfg.Window/8 && (len(sh.lanes) > 1 || sh.s.cfg.Subscriptions.Len() > 1)
+	return ln.held[c] > (sh.held[c]-ln.held[c])/others+sh.s.cfg.Window/8 && sh.s.company.several(sh.number)
 }
 
 // tell tells those that wait that there may be room.
