@@ -171,7 +171,7 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 		return replay.Replay{}, err
 	}
 	request.ID, request.Fingerprint = id, m.Idempotency
-	request.CreatedAt, request.CreatedBy = time.Now().UTC().Truncate(time.Millisecond), m.Actor
+	request.CreatedAt, request.CreatedBy = time.Now().UTC().Truncate(time.Microsecond), m.Actor // lists are in this order
 	if request.Total, request.Estimated, err = s.count(ctx, request); err != nil {
 		return replay.Replay{}, err
 	}
