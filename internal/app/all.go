@@ -41,7 +41,7 @@ func NewEmbedded(c EmbeddedConfig) *All {
 	return &All{
 		Appointments: &Appointments{
 			Kafka: c.Kafka, Redis: redis, Targets: targets, SealingKeys: c.SealingKeys, UsersFile: c.UsersFile,
-			Listen: c.Listen, Origins: c.Origins, TransactionalID: c.InstanceID, HandoverWait: defaultHandover,
+			Listen: c.Listen, Origins: c.Origins, TransactionalID: c.InstanceID, HandoverWait: defaultHandover, sole: true,
 			StatusRetention: defaultStatusLife, StatusPerSubscription: defaultStatusCount,
 		},
 		Router: &Router{Kafka: c.Kafka, Instance: instance, Ahead: defaultAhead, sole: true},

@@ -19,6 +19,7 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/internal/run"
 	"github.com/arsmedicatech/webhooks/internal/seal"
+	"github.com/arsmedicatech/webhooks/pkg/member"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -46,8 +47,12 @@ func Groups(prefix string) []string {
 
 // Instance tells processes of one service apart.
 type Instance struct {
-	InstanceID string `name:"instance-id" env:"INSTANCE_ID" placeholder:"NAME" help:"This process among those of its service: its own, and the same after a restart. Default: the host's name."`
+	InstanceID string `name:"instance-id" env:"INSTANCE_ID" placeholder:"NAME" help:"This process among those of its service: its own, and the same after a restart. With it the process keeps its share through a crash, if it is started again within 6s; without, the others take it over after that time."`
 }
+
+// member is the process's name in consumer groups, if it was given one: that of
+// its host could be shared.
+func (i Instance) member() string { return member.Name(i.InstanceID) }
 
 func (i Instance) id() (string, error) {
 	if i.InstanceID != "" {

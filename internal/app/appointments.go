@@ -28,6 +28,7 @@ import (
 	"github.com/arsmedicatech/webhooks/internal/seal"
 	"github.com/arsmedicatech/webhooks/internal/session"
 	"github.com/arsmedicatech/webhooks/internal/subscription"
+	"github.com/arsmedicatech/webhooks/pkg/member"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/registry"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
@@ -54,6 +55,8 @@ type Appointments struct {
 
 	// Listener, if set, is served instead of Listen.
 	Listener net.Listener `kong:"-"`
+
+	sole bool // no other process, also none of an earlier start, is a member of its groups
 }
 
 // maxHandover leaves a command that is forwarded, and waits at both ends, time to
@@ -193,6 +196,10 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	if err := waitForTopics(starting, env, p.opts, topics, nil); err != nil {
 		return err
 	}
+	name := member.Name(p.own)
+	if a.sole {
+		name = ""
+	}
 	client, err := kgo.NewClient(p.opts...)
 	if err != nil {
 		return fmt.Errorf("connect to Kafka: %w", err)
@@ -205,7 +212,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	}
 	appointments, err := appointment.New(appointment.Config{
 		Kafka: p.opts, Topic: topics.Events(), Group: prefix + groupAppointments,
-		TransactionalID: prefix + a.TransactionalID, Advertise: p.own, Log: env.Log,
+		TransactionalID: prefix + a.TransactionalID, Advertise: p.own, Member: name, Log: env.Log,
 	}, partitions)
 	if err != nil {
 		return err
@@ -216,7 +223,7 @@ func (a *Appointments) serve(ctx, starting context.Context, env *run.Env, p part
 	}
 	subscriptions, err := subscription.New(subscription.Config{
 		Kafka: p.opts, Topic: topics.Subscriptions(), Group: prefix + groupSubscriptions,
-		TransactionalID: prefix + a.TransactionalID, Advertise: p.own,
+		TransactionalID: prefix + a.TransactionalID, Advertise: p.own, Member: name,
 		Attempts: topics.Attempts(), DisablingGroup: prefix + groupDisabling,
 		Ends: appointments.Ends,
 		Routed: func(ctx context.Context) ([]int64, error) {

@@ -67,20 +67,20 @@ func (r *Router) Run(ctx context.Context, env *run.Env) error {
 	if err != nil {
 		return err
 	}
+	name, fencing := r.Instance.member(), group
+	if r.sole { // nobody else, also not from an earlier start, is a member of its groups
+		name, fencing = "", group+"-"+id
+	}
 	rt := router.New(router.Config{
-		Kafka: opts, Topics: topics, Group: group, TransactionalID: group + "-" + id,
+		Kafka: opts, Topics: topics, Group: group, Member: name, TransactionalID: group + "-" + id,
 		Subscriptions: subscriptions, Log: env.Log, Metrics: env.Metrics,
 	})
 	replays, err := replay.NewTable(replay.TableConfig{Kafka: opts, Topic: topics.Replays(), Log: env.Log})
 	if err != nil {
 		return err
 	}
-	fencing := group
-	if r.sole {
-		fencing += "-" + id
-	}
 	replayer, err := replay.New(replay.Config{
-		Kafka: opts, Topics: topics, Group: r.Kafka.TopicPrefix + groupReplayer, TransactionalID: fencing,
+		Kafka: opts, Topics: topics, Group: r.Kafka.TopicPrefix + groupReplayer, Member: name, TransactionalID: fencing,
 		Readers: r.Kafka.TopicPrefix + groupSender, Ahead: r.Ahead,
 		Replays: replays, Subscriptions: subscriptions, Log: env.Log, Metrics: env.Metrics,
 	})

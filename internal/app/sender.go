@@ -58,6 +58,7 @@ type Sender struct {
 	Retries      Retries      `embed:""`
 	Targets      Targets      `embed:""`
 	SealingKeys  string       `name:"sealing-keys" env:"SEALING_KEYS" placeholder:"NAME:KEY" help:"Keys that subscriptions' secrets are sealed with; better set in the environment than on the command line. Make one with: webhooks keys new."`
+	Instance     Instance     `embed:""`
 	Sending      Sending      `embed:""`
 	sole         bool         // no other process uses this Redis: the embedded one
 }
@@ -126,7 +127,7 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 		return err
 	}
 	snd, err := sender.New(sender.Config{
-		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender,
+		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender, Member: s.Instance.member(),
 		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.Sending.RetryAfter, Timeout: s.Sending.Timeout, MarkLife: s.Sending.MarkLife,
 		InFlight: s.Sending.InFlight, PerEndpoint: s.Sending.PerEndpoint, BreakAfter: s.Sending.BreakAfter, GiveUpAfter: s.Sending.GiveUpAfter, Drain: s.Sending.Drain,
 		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Cancelled: replays.Cancelled, Client: client, Log: env.Log, Metrics: env.Metrics,

@@ -61,7 +61,9 @@ type Config struct {
 	TransactionalID string
 	// Advertise is where the other processes reach this one's API.
 	Advertise string
-	Log       *slog.Logger
+	// Member is this process's name in the group, see writer.Config.
+	Member string
+	Log    *slog.Logger
 }
 
 // Service takes commands and answers questions about appointments.
@@ -86,7 +88,7 @@ func New(cfg Config, partitions int) (*Service, error) {
 	}
 	s.group, err = writer.New(writer.Config[*batch]{
 		Kafka: cfg.Kafka, Topic: cfg.Topic, Group: cfg.Group,
-		TransactionalID: cfg.TransactionalID, Advertise: cfg.Advertise, Log: cfg.Log,
+		TransactionalID: cfg.TransactionalID, Advertise: cfg.Advertise, Member: cfg.Member, Log: cfg.Log,
 		Begin: func(p int32) *batch { return s.parts[p].begin() },
 		Await: s.follow.Await,
 		End: func(ctx context.Context, p int32) (int64, error) {
@@ -112,7 +114,16 @@ func (s *Service) Run(ctx context.Context) error {
 	// longer than commands are taken.
 	following, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return s.follow.Run(following) })
-	g.Go(func() error { defer stop(); return s.group.Run(gctx) })
+	g.Go(func() error {
+		defer stop()
+		// Whoever writes a calendar meanwhile would have to wait for this process to
+		// have read the log, if it took it over now.
+		select {
+		case <-s.Restored():
+		case <-gctx.Done():
+		}
+		return s.group.Run(gctx)
+	})
 	return g.Wait()
 }
 

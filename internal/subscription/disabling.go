@@ -8,6 +8,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/arsmedicatech/webhooks/pkg/member"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -16,17 +17,13 @@ const grantAgain = 500 * time.Millisecond
 
 // grantOptions are those of the consumer of attempts.
 func (s *Service) grantOptions() []kgo.Opt {
-	return append(slices.Clone(s.cfg.Kafka),
-		kgo.ConsumerGroup(s.cfg.DisablingGroup),
+	return append(append(slices.Clone(s.cfg.Kafka), member.Options(s.cfg.DisablingGroup, "")...),
 		kgo.ConsumeTopics(s.cfg.Attempts),
 		// What nobody has granted yet is granted late, and what no longer holds is
 		// for a version that is gone: nothing speaks for missing the former.
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		// Who dies is replaced within this time, as a writer is.
-		kgo.SessionTimeout(6*time.Second),
-		kgo.HeartbeatInterval(time.Second),
 	)
 }
 

@@ -42,6 +42,8 @@ type Config struct {
 	Group           string
 	TransactionalID string
 	Advertise       string
+	// Member is this process's name in the group, see writer.Config.
+	Member string
 	// Attempts is the topic of what became of deliveries, where senders ask for
 	// subscriptions to be disabled, and DisablingGroup the consumer group that
 	// knows which of them were granted. If they are empty, nothing is granted.
@@ -80,7 +82,7 @@ func New(cfg Config, reg *registry.Registry) (*Service, error) {
 	var err error
 	s.group, err = writer.New(writer.Config[*batch]{
 		Kafka: cfg.Kafka, Topic: cfg.Topic, Group: cfg.Group,
-		TransactionalID: cfg.TransactionalID, Advertise: cfg.Advertise, Log: cfg.Log,
+		TransactionalID: cfg.TransactionalID, Advertise: cfg.Advertise, Member: cfg.Member, Log: cfg.Log,
 		Begin: func(int32) *batch { return &batch{reg: reg, pending: map[string]*webhook.Subscription{}} },
 		Await: reg.Await, End: reg.End, Intent: []byte("intent"), While: while,
 	})
@@ -97,7 +99,13 @@ const (
 // Run serves until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.group.Run(ctx) })
+	g.Go(func() error {
+		select {
+		case <-s.reg.Restored():
+		case <-ctx.Done():
+		}
+		return s.group.Run(ctx)
+	})
 	g.Go(func() error { s.sweep(ctx); return nil })
 	return g.Wait()
 }

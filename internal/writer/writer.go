@@ -23,6 +23,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/member"
 )
 
 // Errors of Submit that are not the operation's own.
@@ -53,6 +55,10 @@ type Config[B Batch] struct {
 	Topic string
 	// Group is the consumer group that shares out the partitions.
 	Group string
+	// Member is this instance's name in the group, and the same after a restart,
+	// see package member; "" for none. Who advertises another address must have
+	// another name, for the group keeps the address with it.
+	Member string
 	// TransactionalID is what the partitions' transactional ids begin with. It
 	// must be the same for all processes, for it is what fences.
 	TransactionalID string
@@ -84,13 +90,14 @@ const (
 	// so that it is this process that gives up first.
 	commitTimeout      = 10 * time.Second
 	transactionTimeout = 15 * time.Second
+	// leaveTimeout bounds the giving up of everything, last batches included.
+	leaveTimeout = commitTimeout + 5*time.Second
 )
 
 // Group is this process's share of the partitions.
 type Group[B Batch] struct {
 	cfg    Config[B]
-	client *kgo.Client
-	admin  *kadm.Client
+	admin  *kadm.Client // not a member: it asks who the members are
 	owners sync.WaitGroup
 
 	mu    sync.Mutex
@@ -103,37 +110,57 @@ type Group[B Batch] struct {
 	seenAt  time.Time
 }
 
-// New joins the group; Run serves.
+// New makes this process's share, without dialling; Run joins the group, and must
+// be called.
 func New[B Batch](cfg Config[B]) (*Group[B], error) {
 	g := &Group[B]{cfg: cfg, parts: map[int32]*owner[B]{}}
-	client, err := kgo.NewClient(append(slices.Clone(cfg.Kafka),
-		kgo.ClientID(cfg.Advertise),
-		kgo.ConsumerGroup(cfg.Group),
-		kgo.ConsumeTopics(cfg.Topic),
-		kgo.DisableAutoCommit(),
-		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		// Who dies is replaced within this time; Kafka's default minimum.
-		kgo.SessionTimeout(6*time.Second),
-		kgo.HeartbeatInterval(time.Second),
-		kgo.OnPartitionsAssigned(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { g.assigned(ctx, m[cfg.Topic]) }),
-		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { g.revoked(m[cfg.Topic]) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { g.revoked(m[cfg.Topic]) }),
-	)...)
-	if err != nil {
-		return nil, fmt.Errorf("join group %s: %w", cfg.Group, err)
+	if err := kgo.ValidateOpts(g.options()...); err != nil {
+		return nil, fmt.Errorf("write %s: %w", cfg.Topic, err)
 	}
-	// The group is only asked who owns what; the state is folded elsewhere.
-	client.PauseFetchTopics(cfg.Topic)
-	g.client, g.admin = client, kadm.NewClient(client)
+	client, err := kgo.NewClient(cfg.Kafka...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Kafka: %w", err)
+	}
+	g.admin = kadm.NewClient(client)
 	return g, nil
 }
 
-// Run serves until ctx ends; batches in flight are finished first.
+func (g *Group[B]) options() []kgo.Opt {
+	topic := g.cfg.Topic
+	return append(append(slices.Clone(g.cfg.Kafka), member.Options(g.cfg.Group, g.cfg.Member)...),
+		kgo.ClientID(g.cfg.Advertise),
+		kgo.ConsumeTopics(topic),
+		kgo.DisableAutoCommit(),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.OnPartitionsAssigned(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { g.assigned(ctx, m[topic]) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { g.revoked(m[topic]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { g.revoked(m[topic]) }),
+	)
+}
+
+// Run joins the group and serves until ctx ends; batches in flight are finished
+// first. It is for when the state has been folded up to about the log's end: from
+// then on partitions are taken from others.
 func (g *Group[B]) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		g.client.PollFetches(ctx) // nothing is fetched; it returns errors and ends with ctx
+	defer g.admin.Close()
+	if ctx.Err() != nil {
+		return nil
 	}
-	g.client.CloseAllowingRebalance() // leaves the group, which revokes everything
+	client, err := kgo.NewClient(g.options()...)
+	if err != nil {
+		return fmt.Errorf("join group %s: %w", g.cfg.Group, err)
+	}
+	// The group is only asked who owns what; the state is folded elsewhere.
+	client.PauseFetchTopics(g.cfg.Topic)
+	for ctx.Err() == nil {
+		client.PollFetches(ctx) // nothing is fetched; it returns errors and ends with ctx
+	}
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := member.Leave(leaving, client, g.cfg.Group, g.cfg.Member); err != nil { // it revokes everything
+		g.cfg.Log.Warn("the group will notice when the session ends", "error", err)
+	}
+	client.CloseAllowingRebalance()
 	g.mu.Lock()
 	for _, o := range g.parts {
 		o.stop()

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/arsmedicatech/webhooks/pkg/member"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -30,6 +31,9 @@ type Config struct {
 	Topics webhook.Topics
 	// Group is the consumer group that says which process carries replays out.
 	Group string
+	// Member is this instance's name in the group, and the same after a restart,
+	// see package member; "" for none.
+	Member string
 	// TransactionalID is what the transactional id begins with. It must be the same
 	// for all processes, for it is what fences.
 	TransactionalID string
@@ -98,14 +102,10 @@ func New(cfg Config) (*Replayer, error) {
 func (r *Replayer) Run(ctx context.Context) error {
 	o := &ownership{replayer: r}
 	topic := r.cfg.Topics.Replays()
-	client, err := kgo.NewClient(append(slices.Clone(r.cfg.Kafka),
-		kgo.ConsumerGroup(r.cfg.Group),
+	client, err := kgo.NewClient(append(append(slices.Clone(r.cfg.Kafka), member.Options(r.cfg.Group, r.cfg.Member)...),
 		kgo.ConsumeTopics(topic),
 		kgo.DisableAutoCommit(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		// Who dies is replaced within this time; the least that Kafka takes by default.
-		kgo.SessionTimeout(6*time.Second),
-		kgo.HeartbeatInterval(time.Second),
 		kgo.OnPartitionsAssigned(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) {
 			if len(m[topic]) > 0 {
 				// It outlives the callback, not Run.
@@ -123,8 +123,13 @@ func (r *Replayer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		client.PollFetches(ctx) // nothing is fetched; it returns errors and ends with ctx
 	}
-	client.CloseAllowingRebalance() // leaves the group, which revokes
-	o.end([]int32{0})               // if it did not get round to it
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := member.Leave(leaving, client, r.cfg.Group, r.cfg.Member); err != nil { // it revokes
+		r.cfg.Log.Warn("the group will notice when the session ends", "error", err)
+	}
+	client.CloseAllowingRebalance()
+	o.end([]int32{0}) // if it did not get round to it
 	return nil
 }
 
@@ -182,6 +187,9 @@ func (r *Replayer) own(ctx context.Context) {
 
 // transactionTimeout is longer than what a transaction may take, so that it is
 // this process that gives up first.
+// leaveTimeout bounds the giving up of what is under way.
+const leaveTimeout = 10 * time.Second
+
 const (
 	commitTimeout      = 10 * time.Second
 	transactionTimeout = 20 * time.Second

@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/events"
+	"github.com/arsmedicatech/webhooks/pkg/member"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -43,8 +44,11 @@ type Config struct {
 	// TransactionalID must be this instance's own, and the same after a restart:
 	// that ends at once what a predecessor left open.
 	TransactionalID string
-	Subscriptions   Subscriptions
-	Log             *slog.Logger
+	// Member is this instance's name in the group, and the same after a restart,
+	// see package member; "" for none.
+	Member        string
+	Subscriptions Subscriptions
+	Log           *slog.Logger
 	// Metrics may be nil.
 	Metrics prometheus.Registerer
 }
@@ -76,6 +80,8 @@ const (
 	transactionTimeout = 30 * time.Second
 	// initTimeout bounds the beginning of a session.
 	initTimeout = 20 * time.Second
+	// leaveTimeout bounds its end.
+	leaveTimeout = 5 * time.Second
 )
 
 // New makes a router; Run joins the group.
@@ -84,10 +90,9 @@ func New(cfg Config) *Router {
 }
 
 func (r *Router) join() (*kgo.GroupTransactSession, error) {
-	return kgo.NewGroupTransactSession(append(slices.Clone(r.cfg.Kafka),
+	return kgo.NewGroupTransactSession(append(append(slices.Clone(r.cfg.Kafka), member.Options(r.cfg.Group, r.cfg.Member)...),
 		kgo.TransactionalID(r.cfg.TransactionalID),
 		kgo.TransactionTimeout(transactionTimeout),
-		kgo.ConsumerGroup(r.cfg.Group),
 		kgo.ConsumeTopics(r.cfg.Topics.Events()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// The log's transactions end in markers. Committed offsets pass them too, so
@@ -96,9 +101,6 @@ func (r *Router) join() (*kgo.GroupTransactSession, error) {
 		// Where to begin is decided before (see Begin); never by surprise.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		// Who dies is replaced within this time; the least that Kafka takes by default.
-		kgo.SessionTimeout(6*time.Second),
-		kgo.HeartbeatInterval(time.Second),
 		// Deliveries of a batch are flushed together at its end; lingering would
 		// only add to every event's way.
 		kgo.ProducerLinger(0),
@@ -131,7 +133,7 @@ func (r *Router) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("join group %s: %w", r.cfg.Group, err)
 	}
-	defer s.Close()
+	defer r.leave(ctx, s)
 	// At once, not with the first batch: it ends the transaction that a
 	// predecessor left open, and until then nobody is told the offsets of its
 	// partitions, so that there would be no first batch before that times out.
@@ -153,6 +155,16 @@ func (r *Router) session(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// leave gives the partitions up, which nobody needs to wait for.
+func (r *Router) leave(ctx context.Context, s *kgo.GroupTransactSession) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := member.Leave(ctx, s.Client(), r.cfg.Group, r.cfg.Member); err != nil {
+		r.cfg.Log.Warn("the group will notice when the session ends", "error", err)
+	}
+	s.Close()
 }
 
 func initialise(ctx context.Context, client *kgo.Client) error {

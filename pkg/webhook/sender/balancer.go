@@ -29,8 +29,8 @@ func (s *shards) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.Gro
 	return b, b.MemberTopics(), err
 }
 
-// member is a sender of the group.
-type member struct {
+// peer is a sender of the group.
+type peer struct {
 	*kmsg.JoinGroupResponseMember
 	topics     []string
 	generation int32
@@ -39,10 +39,10 @@ type member struct {
 
 // Balance implements kgo.ConsumerBalancerBalance.
 func (*shards) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) kgo.IntoSyncAssignment {
-	var members []*member
-	owners := map[int32]*member{}
+	var members []*peer
+	owners := map[int32]*peer{}
 	b.EachMember(func(m *kmsg.JoinGroupResponseMember, meta *kmsg.ConsumerMemberMetadata) {
-		one := &member{JoinGroupResponseMember: m, topics: meta.Topics, generation: meta.Generation}
+		one := &peer{JoinGroupResponseMember: m, topics: meta.Topics, generation: meta.Generation}
 		members = append(members, one)
 		for _, owned := range meta.OwnedPartitions {
 			for _, n := range owned.Partitions {
@@ -69,13 +69,13 @@ func (*shards) Balance(b *kgo.ConsumerBalancer, topics map[string]int32) kgo.Int
 }
 
 // portions returns who gets each number.
-func portions(members []*member, owners map[int32]*member, topics map[string]int32) []*member {
+func portions(members []*peer, owners map[int32]*peer, topics map[string]int32) []*peer {
 	var most int32
 	for _, partitions := range topics {
 		most = max(most, partitions)
 	}
 	least, more := int(most)/len(members), int(most)%len(members) // so many get one more
-	given := make([]*member, most)
+	given := make([]*peer, most)
 	for n := range given {
 		owner := owners[int32(n)]
 		switch {
@@ -91,7 +91,7 @@ func portions(members []*member, owners map[int32]*member, topics map[string]int
 	}
 	for n, owner := range given {
 		if owner == nil {
-			given[n] = slices.MinFunc(members, func(a, b *member) int { return a.numbers - b.numbers })
+			given[n] = slices.MinFunc(members, func(a, b *peer) int { return a.numbers - b.numbers })
 			given[n].numbers++
 		}
 	}
@@ -100,7 +100,7 @@ func portions(members []*member, owners map[int32]*member, topics map[string]int
 
 // reader returns who reads a topic of the owner's number: the owner, unless it
 // does not know the topic because its schedule is another one.
-func reader(owner *member, members []*member, topic string) *member {
+func reader(owner *peer, members []*peer, topic string) *peer {
 	if slices.Contains(owner.topics, topic) {
 		return owner
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/arsmedicatech/webhooks/pkg/member"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
@@ -75,6 +76,9 @@ type Config struct {
 	Topics webhook.Topics
 	// Group is the consumer group that shares out the partitions.
 	Group string
+	// Member is this instance's name in the group, and the same after a restart,
+	// see package member; "" for none.
+	Member string
 	// Schedule holds the delays between attempts; each has its topic.
 	Schedule webhook.Schedule
 	// FormerDelays are delays of earlier schedules. Deliveries that still wait in
@@ -235,8 +239,7 @@ func New(cfg Config) (*Sender, error) {
 }
 
 func (s *Sender) options() []kgo.Opt {
-	return append(slices.Clone(s.cfg.Kafka),
-		kgo.ConsumerGroup(s.cfg.Group),
+	return append(append(slices.Clone(s.cfg.Kafka), member.Options(s.cfg.Group, s.cfg.Member)...),
 		kgo.ConsumeTopics(s.topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
@@ -245,9 +248,6 @@ func (s *Sender) options() []kgo.Opt {
 		// Polled records reach their partition before it can be taken away.
 		kgo.BlockRebalanceOnPoll(),
 		kgo.Balancers(shardBalancer()),
-		// Who dies is replaced within this time; the least that Kafka takes by default.
-		kgo.SessionTimeout(6*time.Second),
-		kgo.HeartbeatInterval(time.Second),
 		kgo.RebalanceTimeout(60*time.Second), // longer than Drain
 		// A partition that was paused because enough of it was read is not fetched
 		// again before the fetch under way, which waits for records of the others, has
@@ -334,8 +334,8 @@ func (s *Sender) leave() {
 	s.client.AllowRebalance()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.work), grace)
 	defer cancel()
-	if err := s.client.LeaveGroupContext(ctx); err != nil {
-		s.cfg.Log.Warn("left without telling the group; it will notice when the session times out", "error", err)
+	if err := member.Leave(ctx, s.client, s.cfg.Group, s.cfg.Member); err != nil {
+		s.cfg.Log.Warn("the group will notice when the session ends", "error", err)
 	}
 	s.client.CloseAllowingRebalance()
 }
