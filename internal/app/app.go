@@ -47,7 +47,7 @@ func Groups(prefix string) []string {
 
 // Instance tells processes of one service apart.
 type Instance struct {
-	InstanceID string `name:"instance-id" env:"INSTANCE_ID" placeholder:"NAME" help:"This process among those of its service: its own, and the same after a restart. With it the process keeps its share through a crash, if it is started again within 6s; without, the others take it over after that time."`
+	InstanceID string `name:"instance-id" env:"INSTANCE_ID" placeholder:"NAME" help:"This process among those of its service: its own, and the same after a restart. If it is set, a process that dies and is started again within 6s has its share again at once; else the others take that over after this time. A router is by default called as its host, but for that."`
 }
 
 // member is the process's name in consumer groups, if it was given one: that of

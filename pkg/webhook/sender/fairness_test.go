@@ -289,6 +289,36 @@ func TestLiveBeforeReplayed(t *testing.T) {
 	})
 }
 
+// An endpoint that answers steadily gets a replay with half of all the requests at a
+// time that it may have, though there is nothing else for it.
+func TestReplayGrows(t *testing.T) {
+	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
+		const perEndpoint, n = 32, 400
+		var now, most atomic.Int64
+		rc := b.receive(func(http.ResponseWriter, *http.Request, int) {
+			if at := now.Add(1); at > most.Load() {
+				most.Store(at)
+			}
+			time.Sleep(100 * time.Millisecond)
+			now.Add(-1)
+		})
+		s := b.subscribe(rc.url)
+		for range n {
+			d := newDelivery(s)
+			d.Origin = webhook.OriginOf(webhook.OriginReplay, "r")
+			b.send(b.topics.Backfill(), d)
+		}
+		snd := b.start(func(cfg *sender.Config) { cfg.PerEndpoint, cfg.LaneWait = perEndpoint, time.Hour })
+		for range n {
+			rc.next()
+		}
+		snd.stop()
+		if got := most.Load(); got != perEndpoint/2 {
+			t.Errorf("at most %d requests were under way at a time, want %d", got, perEndpoint/2)
+		}
+	})
+}
+
 // What waits of a replay that has been cancelled is not sent.
 func TestCancelledReplay(t *testing.T) {
 	b := newBench(t, short)

@@ -218,8 +218,11 @@ func (ln *lane) wake(at time.Time) {
 	ln.sh.at(at, func() { ln.wakes = false; ln.sh.start(ln) })
 }
 
-// full says whether as many requests are under way as the endpoint may have.
-func (ln *lane) full() bool { return ln.running >= int(ln.pace.limit) }
+// full says whether as many requests are under way as the endpoint may have, or as
+// replays may.
+func (ln *lane) full() bool {
+	return ln.running >= int(ln.pace.limit) || len(ln.bulk) > 0 && !ln.roomForBulk()
+}
 
 // used says whether the lane has anything in hand.
 func (ln *lane) used() bool {
