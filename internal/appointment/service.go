@@ -116,10 +116,11 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.follow.Run(following) })
 	g.Go(func() error {
 		defer stop()
-		// Whoever writes a calendar meanwhile would have to wait for this process to
-		// have read the log, if it took it over now.
+		// If it took a calendar over from who writes it now, that would be without a
+		// writer until the log is read. It does not wait for transactions that are
+		// open: a process that died may have left them, and who takes over ends them.
 		select {
-		case <-s.Restored():
+		case <-s.follow.Stable():
 		case <-gctx.Done():
 		}
 		return s.group.Run(gctx)

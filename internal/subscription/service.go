@@ -101,7 +101,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		select {
-		case <-s.reg.Restored():
+		case <-s.reg.Stable():
 		case <-ctx.Done():
 		}
 		return s.group.Run(ctx)

@@ -41,6 +41,7 @@ type Follower struct {
 	client *kgo.Client
 	// wake tells Run's look-up loop that somebody wants the ends.
 	wake     chan struct{}
+	stable   chan struct{}
 	restored chan struct{}
 	stopped  chan struct{} // closed when Run has ended
 
@@ -73,9 +74,13 @@ func New(cfg Config) (*Follower, error) {
 	}
 	return &Follower{
 		cfg: cfg, client: client,
-		wake: make(chan struct{}, 1), restored: make(chan struct{}), stopped: make(chan struct{}), moved: make(chan struct{}),
+		wake: make(chan struct{}, 1), stable: make(chan struct{}), restored: make(chan struct{}), stopped: make(chan struct{}), moved: make(chan struct{}),
 	}, nil
 }
+
+// Stable is closed when the topic has been read to where it was stable when Run
+// began: as far as no transaction was open.
+func (f *Follower) Stable() <-chan struct{} { return f.stable }
 
 // Restored is closed when the topic has been read to where its end was when
 // Run began.
@@ -149,13 +154,13 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // restore reports the way to the end as it was at the start.
 func (f *Follower) restore(ctx context.Context) error {
-	ends, err := f.Ends(ctx)
+	stable, ends, err := f.targets(ctx)
 	for err != nil {
 		// Whatever the brokers' trouble is, who waits to be restored waits on.
 		if pause(ctx, 100*time.Millisecond) != nil {
 			return nil
 		}
-		ends, err = f.Ends(ctx)
+		stable, ends, err = f.targets(ctx)
 	}
 	var total int64
 	for _, e := range ends {
@@ -173,23 +178,44 @@ func (f *Follower) restore(ctx context.Context) error {
 		f.mu.Unlock()
 		f.cfg.Progress(done, total)
 	}
-	for p, end := range ends {
-		for {
-			tick, cancel := context.WithTimeout(ctx, time.Second)
-			err := f.Await(tick, int32(p), end)
-			cancel()
-			if err == nil {
-				break
-			}
-			if ctx.Err() != nil {
+	for _, to := range []struct {
+		offsets []int64
+		reached chan struct{}
+	}{{stable, f.stable}, {ends, f.restored}} {
+		for p, offset := range to.offsets {
+			if !f.reach(ctx, int32(p), offset, report) {
 				return nil
 			}
+		}
+		if to.reached == f.restored {
 			report()
 		}
+		close(to.reached)
 	}
-	report()
-	close(f.restored)
 	return nil
+}
+
+// targets looks up where the topic is stable, and where it ends.
+func (f *Follower) targets(ctx context.Context) (stable, ends []int64, err error) {
+	if ends, err = f.Ends(ctx); err != nil {
+		return nil, nil, err
+	}
+	stable, err = offsets(ctx, f.client, f.cfg.Topic, len(ends), lastStable)
+	return stable, ends, err
+}
+
+// reach waits until a partition has been read up to an offset, and returns false
+// if ctx ends first. It calls report each second.
+func (f *Follower) reach(ctx context.Context, partition int32, offset int64, report func()) bool {
+	for {
+		tick, cancel := context.WithTimeout(ctx, time.Second)
+		err := f.Await(tick, partition, offset)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err == nil
+		}
+		report()
+	}
 }
 
 func (f *Follower) read(ctx context.Context) error {
@@ -341,20 +367,27 @@ func Ends(ctx context.Context, client *kgo.Client, topic string, n int) ([]int64
 	}
 }
 
-// Which offset of a partition to look up, as the protocol writes it.
-const (
-	highWatermark = -1
-	logStart      = -2
+// point is which offset of a partition to look up, as the protocol writes it.
+type point struct {
+	timestamp int64
+	isolation int8
+}
+
+var (
+	highWatermark = point{-1, 0}
+	lastStable    = point{-1, 1}
+	logStart      = point{-2, 0}
 )
 
-func offsets(ctx context.Context, client *kgo.Client, topic string, n int, which int64) ([]int64, error) {
+func offsets(ctx context.Context, client *kgo.Client, topic string, n int, which point) ([]int64, error) {
 	req := kmsg.NewPtrListOffsetsRequest()
+	req.IsolationLevel = which.isolation
 	t := kmsg.NewListOffsetsRequestTopic()
 	t.Topic = topic
 	for p := range n {
 		part := kmsg.NewListOffsetsRequestTopicPartition()
 		part.Partition = int32(p)
-		part.Timestamp = which
+		part.Timestamp = which.timestamp
 		t.Partitions = append(t.Partitions, part)
 	}
 	req.Topics = append(req.Topics, t)

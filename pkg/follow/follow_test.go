@@ -158,6 +158,46 @@ func TestSyncReflectsWhatWasAcknowledged(t *testing.T) {
 }
 
 // An open transaction holds readers back: Await waits for its end, and no
+// What is stable can be read while a transaction is open; all that there is, only
+// when it has ended.
+func TestStableBeforeRestored(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	topic := conf.Topics().Events()
+	w := writer(t, conf)
+	transaction(t, w, kgo.TryCommit, &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("stable")})
+	if err := w.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.ProduceSync(deadline(t), &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("v")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	f, s := begin(t, follow.Config{Kafka: testenv.Options(t, conf), Topic: topic})
+	wait := func(reached <-chan struct{}, what string) {
+		t.Helper()
+		select {
+		case <-reached:
+		case <-deadline(t).Done():
+			t.Fatalf("it is not %s", what)
+		}
+	}
+	wait(f.Stable(), "read as far as it is stable")
+	if got := s.get("k"); got != "stable" {
+		t.Errorf("what is stable shows %q", got)
+	}
+	select {
+	case <-f.Restored():
+		t.Error("it is restored before the transaction has ended")
+	default:
+	}
+	if err := w.EndTransaction(deadline(t), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	wait(f.Restored(), "restored")
+	if got := s.get("k"); got != "v" {
+		t.Errorf("what is restored shows %q", got)
+	}
+}
+
 // record is shown before.
 func TestAwaitsTheEndOfAnOpenTransaction(t *testing.T) {
 	conf := testenv.Kafka(t, nil)

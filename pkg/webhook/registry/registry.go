@@ -64,6 +64,10 @@ func New(cfg Config) (*Registry, error) {
 // Run follows the topic until ctx ends.
 func (r *Registry) Run(ctx context.Context) error { return r.follow.Run(ctx) }
 
+// Stable is closed when the table has been read to where it was stable when Run
+// began: as far as no transaction was open.
+func (r *Registry) Stable() <-chan struct{} { return r.follow.Stable() }
+
 // Restored is closed when the table has been read to where its end was when Run
 // began.
 func (r *Registry) Restored() <-chan struct{} { return r.follow.Restored() }
