@@ -49,7 +49,7 @@ func (c *replayCmd) Run(ctx context.Context) error {
 func (c *replayCmd) round(ctx context.Context, w *world) (floor, rate, cpu float64, err error) {
 	limit, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	records, err := c.past(limit, w)
+	ends, err := c.past(limit, w)
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -72,7 +72,7 @@ func (c *replayCmd) round(ctx context.Context, w *world) (floor, rate, cpu float
 	if err != nil {
 		return 0, 0, 0, fmt.Errorf("route: %w", err)
 	}
-	if err := c.ask(limit, w, subs[0], records); err != nil {
+	if err := c.ask(limit, w, subs[0], ends); err != nil {
 		return 0, 0, 0, err
 	}
 	made := func() int { return w.counter("webhooks_replay_deliveries_total", nil) }
@@ -87,25 +87,32 @@ func (c *replayCmd) round(ctx context.Context, w *world) (floor, rate, cpu float
 	return floor, rate, cpu, stop()
 }
 
-// past fills the log and returns what is in it.
-func (c *replayCmd) past(ctx context.Context, w *world) (records []*kgo.Record, err error) {
-	records = make([]*kgo.Record, c.Events)
-	for i := range records {
-		if records[i], err = event(i).Encode(w.topics.Events()); err != nil {
+// past fills the log and returns where it ends.
+func (c *replayCmd) past(ctx context.Context, w *world) (ends []int64, err error) {
+	ends = make([]int64, partitions)
+	for left := c.Events; left > 0; {
+		records := make([]*kgo.Record, min(left, 10_000))
+		for i := range records {
+			if records[i], err = event(i).Encode(w.topics.Events()); err != nil {
+				return nil, err
+			}
+		}
+		if err := w.produce(ctx, records); err != nil {
 			return nil, err
 		}
+		for _, rec := range records {
+			ends[rec.Partition] = max(ends[rec.Partition], rec.Offset+1)
+		}
+		left -= len(records)
 	}
-	return records, w.produce(ctx, records)
+	return ends, nil
 }
 
-// ask asks for a replay of the records to a subscription.
-func (c *replayCmd) ask(ctx context.Context, w *world, sub *webhook.Subscription, records []*kgo.Record) error {
+// ask asks for a replay of the log up to there to a subscription.
+func (c *replayCmd) ask(ctx context.Context, w *world, sub *webhook.Subscription, ends []int64) error {
 	request := &webhook.ReplayRequest{
 		ID: uuid.NewString(), SubscriptionID: sub.ID, Source: webhook.SourceEvents, EventNames: []string{events.Created},
-		From: make([]int64, partitions), To: make([]int64, partitions), Total: int64(c.Events), CreatedAt: time.Now().UTC(), CreatedBy: "bench",
-	}
-	for _, rec := range records {
-		request.To[rec.Partition] = max(request.To[rec.Partition], rec.Offset+1)
+		From: make([]int64, partitions), To: ends, Total: int64(c.Events), CreatedAt: time.Now().UTC(), CreatedBy: "bench",
 	}
 	asked, err := request.Encode(w.topics.Replays())
 	if err != nil {
@@ -128,7 +135,7 @@ func (c *replayCmd) live(ctx context.Context) error {
 		return err
 	}
 	defer w.close()
-	records, err := c.past(ctx, w)
+	ends, err := c.past(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -164,7 +171,7 @@ func (c *replayCmd) live(ctx context.Context) error {
 		return err
 	}
 	resetPeak()
-	if err := c.ask(ctx, w, late[0], records); err != nil {
+	if err := c.ask(ctx, w, late[0], ends); err != nil {
 		return err
 	}
 	began := time.Now()
