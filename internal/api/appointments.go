@@ -208,7 +208,8 @@ func (s *server) question(w http.ResponseWriter, r *http.Request, ask func(conte
 type appointmentsBody struct {
 	Success      bool              `json:"success"`
 	Appointments []appointmentJSON `json:"appointments"`
-	Total        int               `json:"total"`
+	Total        int               `json:"total"` // on all pages
+	NextCursor   string            `json:"next_cursor,omitzero"`
 }
 
 func (s *server) listAppointments(w http.ResponseWriter, r *http.Request) {
@@ -231,7 +232,12 @@ func (s *server) listAppointments(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return answer{}, err
 		}
-		body := appointmentsBody{Success: true, Appointments: make([]appointmentJSON, len(found)), Total: len(found)}
+		body := appointmentsBody{Success: true, Total: len(found)}
+		found, body.NextCursor, err = page(q, 0, found, func(a *appointment.Appointment) string { return a.ID })
+		if err != nil {
+			return answer{}, err
+		}
+		body.Appointments = make([]appointmentJSON, len(found))
 		for i, a := range found {
 			body.Appointments[i] = showAppointment(a)
 		}
@@ -266,8 +272,9 @@ func known(status appointment.Status) bool {
 }
 
 type historyBody struct {
-	Success bool        `json:"success"`
-	Events  []eventJSON `json:"events"`
+	Success    bool        `json:"success"`
+	Events     []eventJSON `json:"events"`
+	NextCursor string      `json:"next_cursor,omitzero"`
 }
 
 // eventJSON is an event as the history shows it: what, when, by whom, and the
@@ -291,7 +298,12 @@ func (s *server) history(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return answer{}, err
 		}
-		body := historyBody{Success: true, Events: make([]eventJSON, len(found))}
+		body := historyBody{Success: true}
+		found, body.NextCursor, err = page(r.URL.Query(), 0, found, func(e events.Event) string { return e.ID })
+		if err != nil {
+			return answer{}, err
+		}
+		body.Events = make([]eventJSON, len(found))
 		for i, e := range found {
 			body.Events[i] = eventJSON{e.ID, e.Type, e.Time, e.Actor, e.Data.Version, e.Data}
 		}

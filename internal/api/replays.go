@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -200,44 +197,21 @@ type replaysBody struct {
 
 func (s *server) listReplays(w http.ResponseWriter, r *http.Request) {
 	s.question(w, r, func(ctx context.Context) (answer, error) {
-		limit, err := pageLimit(r.URL.Query())
-		if err != nil {
-			return answer{}, err
-		}
 		found, err := s.cfg.Redelivery.List(ctx, pathID(r))
 		if err != nil {
 			return answer{}, err
 		}
+		const usual = 50
 		body := replaysBody{Success: true, Replays: []replayJSON{}, Total: len(found)}
-		if cursor := r.URL.Query().Get("cursor"); cursor != "" {
-			last := slices.IndexFunc(found, func(one replay.Replay) bool { return one.Request.ID == cursor })
-			if last < 0 {
-				return answer{}, appointment.Invalid("cursor", "must be the next_cursor of an earlier answer")
-			}
-			found = found[last+1:]
-		}
-		if len(found) > limit {
-			found = found[:limit]
-			body.NextCursor = found[limit-1].Request.ID
+		found, body.NextCursor, err = page(r.URL.Query(), usual, found, func(one replay.Replay) string { return one.Request.ID })
+		if err != nil {
+			return answer{}, err
 		}
 		for _, one := range found {
 			body.Replays = append(body.Replays, showReplay(one))
 		}
 		return answer{status: http.StatusOK, body: body}, nil
 	})
-}
-
-// pageLimit returns how many items a page of a list has at most.
-func pageLimit(q url.Values) (int, error) {
-	const usual, most = 50, 200
-	if !q.Has("limit") {
-		return usual, nil
-	}
-	n, err := strconv.Atoi(q.Get("limit"))
-	if err != nil || n < 1 || n > most {
-		return 0, appointment.Invalid("limit", fmt.Sprintf("must be between 1 and %d", most))
-	}
-	return n, nil
 }
 
 func (s *server) cancelReplay(w http.ResponseWriter, r *http.Request) {

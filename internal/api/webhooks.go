@@ -159,7 +159,8 @@ func (s *server) getSubscription(w http.ResponseWriter, r *http.Request) {
 type subscriptionsBody struct {
 	Success       bool               `json:"success"`
 	Subscriptions []subscriptionJSON `json:"subscriptions"`
-	Total         int                `json:"total"`
+	Total         int                `json:"total"` // on all pages
+	NextCursor    string             `json:"next_cursor,omitzero"`
 }
 
 func (s *server) listSubscriptions(w http.ResponseWriter, r *http.Request) {
@@ -177,7 +178,12 @@ func (s *server) listSubscriptions(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return answer{}, err
 		}
-		body := subscriptionsBody{Success: true, Subscriptions: make([]subscriptionJSON, len(found)), Total: len(found)}
+		body := subscriptionsBody{Success: true, Total: len(found)}
+		found, body.NextCursor, err = page(q, 0, found, func(sub *webhook.Subscription) string { return sub.ID })
+		if err != nil {
+			return answer{}, err
+		}
+		body.Subscriptions = make([]subscriptionJSON, len(found))
 		for i, sub := range found {
 			body.Subscriptions[i] = showSubscription(sub)
 		}
