@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -88,58 +87,79 @@ func (rc *recorder) record(ctx context.Context, notes []*note) {
 	rc.mark(ctx, notes)
 }
 
-// append appends one part of each note and returns those of which it is done. It
+// append appends one part of each note and returns those of which that is done in
+// time. One that takes longer, because its partition has no leader for example,
+// does not hold up the others: it comes back by itself when it is answered. append
 // does not wait longer than ctx lasts, although the client does: it can't take
 // back a record whose fate it does not know. If such a record is written after
 // all, it is the twin of one that a later owner of the partition writes.
 func (rc *recorder) append(ctx context.Context, notes []*note, part func(*note) **kgo.Record) []*note {
-	failed := make([]error, len(notes))
-	acknowledged := make(chan struct{})
-	var pending atomic.Int64
-	pending.Store(1)
-	answered := func() {
-		if pending.Add(-1) == 0 {
-			close(acknowledged)
+	var mu sync.Mutex
+	var done []*note
+	open, late := 1, false // the first is append itself
+	all := make(chan struct{})
+	answered := func(n *note, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case n == nil || !ok:
+		case late:
+			rc.add(n)
+		default:
+			done = append(done, n)
+		}
+		if open--; open == 0 {
+			close(all)
 		}
 	}
-	for i, n := range notes {
+	for _, n := range notes {
+		rec := *part(n)
+		if rec == nil {
+			done = append(done, n)
+		}
+	}
+	for _, n := range notes {
 		if rec := *part(n); rec != nil {
-			pending.Add(1)
-			rc.s.client.Produce(ctx, rec, func(_ *kgo.Record, err error) { failed[i] = err; answered() })
+			mu.Lock()
+			open++
+			mu.Unlock()
+			rc.s.client.Produce(ctx, rec, func(_ *kgo.Record, err error) { answered(n, rc.settle(n, part(n), err)) })
 		}
 	}
-	answered()
+	answered(nil, false)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
-	case <-acknowledged:
+	case <-all:
+	case <-timer.C:
 	case <-ctx.Done():
 		return nil
 	}
-	done := notes[:0:0]
-	var again []*note
-	for i, n := range notes {
-		rec := part(n)
-		switch {
-		case failed[i] == nil:
-			*rec = nil
-			done = append(done, n)
-		case errors.Is(failed[i], kerr.MessageTooLarge):
-			// Can't be with what was parsed; but if it is, it must not block.
-			rc.s.cfg.Log.Error("a record is too large for its topic and is left out", "topic", (*rec).Topic,
-				"source", n.j.r.Topic, "partition", n.j.r.Partition, "offset", n.j.r.Offset)
-			*rec = nil
-			done = append(done, n)
-		default:
-			if len(again) == 0 {
-				rc.s.cfg.Log.Error("append failed; trying again", "topic", (*rec).Topic, "error", failed[i])
-			}
-			*rec = &kgo.Record{Topic: (*rec).Topic, Key: (*rec).Key, Value: (*rec).Value, Headers: (*rec).Headers}
-			again = append(again, n)
-		}
-	}
-	if len(again) > 0 {
-		time.AfterFunc(time.Second, func() { rc.add(again...) })
-	}
+	mu.Lock()
+	defer mu.Unlock()
+	late = true
 	return done
+}
+
+// patience is how long a batch waits for all its records.
+const patience = time.Second
+
+// settle takes the answer to a record, and says whether that part of its note is
+// done. If it is not, the note comes back in a while.
+func (rc *recorder) settle(n *note, rec **kgo.Record, err error) bool {
+	switch {
+	case errors.Is(err, kerr.MessageTooLarge):
+		// Can't be with what was parsed; but if it is, it must not block.
+		rc.s.cfg.Log.Error("a record is too large for its topic and is left out", "topic", (*rec).Topic,
+			"source", n.j.r.Topic, "partition", n.j.r.Partition, "offset", n.j.r.Offset)
+	case err != nil:
+		rc.s.cfg.Log.Error("append failed; trying again", "topic", (*rec).Topic, "error", err)
+		*rec = &kgo.Record{Topic: (*rec).Topic, Key: (*rec).Key, Value: (*rec).Value, Headers: (*rec).Headers}
+		time.AfterFunc(time.Second, func() { rc.add(n) })
+		return false
+	}
+	*rec = nil
+	return true
 }
 
 // mark marks what is on record, and has done with it.
