@@ -42,6 +42,8 @@ func (s Sending) Check() error {
 		return errors.New("IN_FLIGHT and PER_ENDPOINT must be at least 1")
 	case s.BreakAfter < 1:
 		return errors.New("BREAK_AFTER must be at least 1")
+	case s.Drain < 0 || s.Drain > 50*time.Second:
+		return errors.New("DRAIN must be at most 50s: a rebalance does not wait for longer")
 	case s.GiveUpAfter < time.Minute:
 		return errors.New("GIVE_UP_AFTER must be at least 1m")
 	case s.MarkLife < time.Hour:

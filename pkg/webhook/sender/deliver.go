@@ -83,6 +83,7 @@ func (s *Sender) deliver(j *job) lesson {
 		reg, known := s.cfg.Subscriptions.Get(d.SubscriptionID)
 		why := s.unwanted(d, reg, known)
 		var secret string
+		var limit *webhook.RateLimit
 		if why == "" {
 			var err error
 			if secret, err = s.secret(j.lane, reg.Subscription); err != nil {
@@ -90,6 +91,7 @@ func (s *Sender) deliver(j *job) lesson {
 				s.cfg.Log.Error("secret can't be opened; its deliveries wait", "subscription_id", d.SubscriptionID, "error", err)
 				return lesson{kind: pausing, wait: 5 * time.Second}
 			}
+			limit = reg.Subscription.RateLimit
 			wait, err := s.ration(intake, j.lane, reg.Subscription)
 			if err != nil {
 				s.claimFailed(intake, err)
@@ -100,6 +102,9 @@ func (s *Sender) deliver(j *job) lesson {
 			}
 		}
 		claim, err := s.cfg.Claims.Claim(intake, d.ID, d.Attempt)
+		if limit != nil && (err != nil || claim.Verdict != dedupe.Granted) {
+			j.lane.addTokens(1) // no request is made
+		}
 		if err != nil {
 			s.claimFailed(intake, err)
 			continue
@@ -121,6 +126,9 @@ func (s *Sender) deliver(j *job) lesson {
 		if time.Until(claim.Deadline) < s.cfg.Timeout+margin {
 			// If it fails, the claim ends with its lease.
 			_ = s.cfg.Claims.Release(context.WithoutCancel(intake), d.ID, d.Attempt, claim.Token)
+			if limit != nil {
+				j.lane.addTokens(1)
+			}
 			continue
 		}
 		return s.attempt(j, reg.Subscription, secret, claim)

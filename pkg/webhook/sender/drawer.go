@@ -71,11 +71,9 @@ func (dr *drawer) run(ctx context.Context) {
 		more, err := dr.draw(ctx, sh)
 		if err != nil && ctx.Err() == nil {
 			dr.s.cfg.Log.Warn("parked deliveries can't be fetched; trying again", "partition", sh.number, "error", err)
-			if !sleep(ctx, time.Second) {
-				return
-			}
+			time.AfterFunc(time.Second, func() { dr.ask(sh) }) // the others go on
 		}
-		if more || err != nil {
+		if more {
 			dr.ask(sh)
 		}
 	}
@@ -147,6 +145,8 @@ func (dr *drawer) fetch(ctx context.Context, partition int32, at int64) (records
 	part := &resp.Topics[0].Partitions[0]
 	if err := kerr.ErrorForCode(part.ErrorCode); err != nil {
 		if errors.Is(err, kerr.OffsetOutOfRange) && part.LogStartOffset > at {
+			dr.s.cfg.Log.Error("parked deliveries were deleted before they were sent: the topic's retention is too short for the backlog",
+				"partition", partition, "offset", at, "log_start", part.LogStartOffset)
 			return nil, part.LogStartOffset, nil
 		}
 		dr.topic = [16]byte{} // it may have been made anew

@@ -105,6 +105,16 @@ func (b *backlog) takes(at, offset int64) bool {
 	return b.behind > 0 && b.from >= at && offset >= b.from
 }
 
+// idle says whether nothing that was drawn is open: neither waiting nor under way
+// nor being recorded.
+func (b *backlog) idle() bool {
+	if b.tracker == nil {
+		return true
+	}
+	_, open := b.tracker.Lowest()
+	return !open
+}
+
 // lowest returns the lowest offset that is not settled, and false if all are.
 func (b *backlog) lowest() (int64, bool) {
 	if b.tracker != nil {
@@ -227,7 +237,8 @@ func (ln *lane) full() bool {
 // used says whether the lane has anything in hand.
 func (ln *lane) used() bool {
 	return ln.running > 0 || ln.held[live]+ln.held[bulk] > 0 || ln.waiting() || ln.wakes ||
-		ln.backlogs[live].parked(ln.sh.seen) || ln.backlogs[bulk].parked(ln.sh.seen)
+		ln.backlogs[live].parked(ln.sh.seen) || ln.backlogs[bulk].parked(ln.sh.seen) ||
+		!ln.backlogs[live].idle() || !ln.backlogs[bulk].idle()
 }
 
 // takeToken takes one of the requests that the rate limit has granted.

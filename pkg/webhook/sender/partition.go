@@ -226,13 +226,13 @@ func (p *partition) take(r *kgo.Record) bool {
 	case <-p.intake.Done():
 		return false
 	}
-	if p.parked {
-		p.shard.pass(p, r)
-	}
 	late := err == nil && p.delay > 0 && time.Until(d.NotBefore) > 0
 	// Before others see it: what is on its way to a topic can't be given up.
 	j := &job{p: p, r: r, d: d, tracker: p.tracker, busy: err != nil || late}
 	p.tracker.Begin(r)
+	if p.parked { // now that it is open, commits don't pass it
+		p.shard.pass(p, r)
+	}
 	if !p.begin(j) {
 		return false
 	}
@@ -320,14 +320,15 @@ func (p *partition) committable() (kgo.EpochOffset, bool) {
 	if !p.parked {
 		return p.tracker.Committable()
 	}
-	o, _ := p.tracker.Committable() // of those that can't be read
 	at, seen := p.shard.settled(p)
 	if lowest, open := p.tracker.Lowest(); open {
 		at = min(at, lowest)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return kgo.EpochOffset{Epoch: o.Epoch, Offset: at}, seen && at > p.done
+	// Whose epoch it would be is not known. A wrong one would have the next reader
+	// go back to where that epoch ended.
+	return kgo.EpochOffset{Epoch: -1, Offset: at}, seen && at > p.done
 }
 
 func (p *partition) committed(at int64) {

@@ -227,7 +227,6 @@ func New(cfg Config) (*Sender, error) {
 		if _, twice := s.delays[topic]; !twice {
 			s.topics = append(s.topics, topic)
 			s.delays[topic] = d
-			s.company.subscriptions = cfg.Subscriptions
 		}
 	}
 	s.keeper = newKeeper(cfg.Claims, s.load, cfg.Log)
@@ -252,7 +251,7 @@ func (s *Sender) options() []kgo.Opt {
 		// A partition that was paused because enough of it was read is not fetched
 		// again before the fetch under way, which waits for records of the others, has
 		// been answered: in that time what was read ahead has to last.
-		kgo.FetchMaxWait(25*time.Millisecond),
+		kgo.FetchMaxWait(50*time.Millisecond),
 		kgo.FetchMaxBytes(8<<20),
 		kgo.FetchMaxPartitionBytes(1<<20),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assigned(m) }),
@@ -279,9 +278,6 @@ func (s *Sender) Run(ctx context.Context) error {
 		s.cfg.Log.Warn("more may be parked than needs to be", "error", err)
 	}
 	// Outcomes of requests under way are still marked while the sender stops.
-	if err := s.company.look(ctx, kadm.NewClient(s.client), s.cfg.Topics.Deliveries()); err != nil && ctx.Err() == nil {
-		s.cfg.Log.Warn("more may be parked than needs to be", "error", err)
-	}
 	var working, serving sync.WaitGroup
 	working.Go(func() { s.keeper.run(work) })
 	working.Go(func() { s.recorder.run(work) })
@@ -407,6 +403,10 @@ func (s *Sender) revoked(ctx context.Context, m map[string][]int32, commit bool)
 				gone = append(gone, p)
 			}
 		}
+	}
+	if len(gone) > 0 { // the sender does not stop in the middle of this
+		s.workers.Add(1)
+		defer s.workers.Done()
 	}
 	s.mu.Unlock()
 	for _, p := range gone {

@@ -3,13 +3,12 @@ package sender
 import (
 	"cmp"
 	"context"
-	"errors"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/checkpoint"
@@ -199,9 +198,8 @@ func (sh *shard) admit(j *job) (wait <-chan struct{}) {
 			return sh.room
 		}
 	}
-	j.lane, j.counted = ln, true
-	ln.held[c]++
-	sh.held[c]++
+	j.lane = ln
+	sh.count(j)
 	if leaves {
 		sh.leave(j)
 		return nil
@@ -256,7 +254,7 @@ func (sh *shard) park(ctx context.Context, j *job) {
 			}
 			sh.s.metrics.parked.Inc()
 			sh.end(j, true)
-		case ctx.Err() != nil || j.p.stopped() || errors.Is(err, kerr.MessageTooLarge):
+		case ctx.Err() != nil || j.p.stopped():
 			b.leaving--
 			sh.end(j, false)
 		default:
@@ -270,6 +268,17 @@ func (sh *shard) park(ctx context.Context, j *job) {
 func (sh *shard) end(j *job, settled bool) {
 	sh.uncount(j)
 	j.p.end(j, settled)
+	if j.drawn {
+		sh.draw(j.lane, classOf(j.d))
+	}
+}
+
+// count counts a delivery among what its lane holds; the caller holds mu.
+func (sh *shard) count(j *job) {
+	j.counted = true
+	c := classOf(j.d)
+	j.lane.held[c]++
+	sh.held[c]++
 }
 
 // uncount makes room for another delivery; the caller holds mu.
@@ -336,8 +345,13 @@ func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 			break
 		}
 		j.busy = false
+		counted := j.counted
+		sh.uncount(j) // it waits for its claim's end, not for its endpoint
 		sh.at(now.Add(l.wait), func() {
 			if !j.p.stopped() { // else it has been given up
+				if counted {
+					sh.count(j)
+				}
 				sh.again(j)
 				sh.start(ln)
 			}
@@ -382,6 +396,7 @@ func (sh *shard) drop(p *partition) {
 		for _, q := range ln.queues() {
 			*q = slices.DeleteFunc(*q, of)
 		}
+		ln.failing = failing{} // others may know better by the time it is back
 	}
 	sh.leaving = slices.DeleteFunc(sh.leaving, func(j *job) bool {
 		if of(j) {
@@ -466,12 +481,38 @@ func (sh *shard) drawn(ln *lane, j *job) {
 	if b.tracker == nil {
 		b.tracker = checkpoint.New()
 	}
-	j.lane, j.drawn, j.tracker = ln, true, b.tracker
+	// What is fetched with it would stay in memory as long as it waits.
+	r := clone(j.r)
+	d, err := parse(r)
+	if err != nil {
+		return // not possible: it has been parsed before
+	}
+	j.r, j.d, j.lane, j.drawn, j.tracker = r, d, ln, true, b.tracker
 	b.tracker.Begin(j.r)
 	if j.p.begin(j) {
 		b.drawn++
 		ln.push(j)
 	}
+}
+
+// clone returns a record that shares no memory with what it was fetched with.
+func clone(r *kgo.Record) *kgo.Record {
+	own := *r
+	buf := make([]byte, 0, size(r))
+	keep := func(b []byte) []byte {
+		if b == nil {
+			return nil
+		}
+		n := len(buf)
+		buf = append(buf, b...)
+		return buf[n:len(buf):len(buf)]
+	}
+	own.Key, own.Value, own.Headers = keep(r.Key), keep(r.Value), slices.Clone(r.Headers)
+	for i, h := range r.Headers {
+		own.Headers[i].Value = keep(h.Value)
+		own.Headers[i].Key = strings.Clone(h.Key)
+	}
+	return &own
 }
 
 // appetite is how many parked deliveries a lane holds: enough for the requests it
@@ -481,7 +522,7 @@ func (ln *lane) appetite() int { return min(max(4*int(ln.pace.limit), 64), 1024)
 // hungry says whether little of what is parked is left in the lane.
 func (ln *lane) hungry(c class) bool {
 	b := &ln.backlogs[c]
-	return b.behind > 0 && (b.drawn == 0 || 2*b.drawn <= ln.appetite() && ln.sh.s.drawer.ample())
+	return b.behind > 0 && (b.idle() || 2*b.drawn <= ln.appetite() && ln.sh.s.drawer.ample())
 }
 
 // draw has more fetched of what is parked, if the lane is hungry; the caller
@@ -505,7 +546,8 @@ func (sh *shard) hungriest() (at int64, found bool) {
 		for c := range classes {
 			b := &ln.backlogs[c]
 			if b.behind > 0 && b.from >= sh.seen {
-				b.behind = 0 // Kafka has deleted them
+				sh.expired(ln, b.behind)
+				b.behind = 0
 			}
 			if ln.hungry(c) {
 				lowest = min(lowest, b.from)
@@ -522,14 +564,19 @@ func (sh *shard) hungriest() (at int64, found bool) {
 	return next, lowest != math.MaxInt64
 }
 
+// expired tells of parked deliveries that Kafka has deleted.
+func (sh *shard) expired(ln *lane, n int) {
+	sh.s.cfg.Log.Error("parked deliveries were deleted before they were sent: the topic's retention is too short for the backlog",
+		"subscription_id", ln.id, "partition", sh.number, "deliveries", n)
+}
+
 // feed gives lanes what was fetched from at on and before next, as far as they
 // have room and need nothing from before. It says whether some are still hungry.
 func (sh *shard) feed(p *partition, records []*kgo.Record, at, next int64) (more bool) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if p.stopped() {
-		sh.drawing = false
-		return false
+		return true // it may be back already, with lanes that think they have asked
 	}
 	left := map[*backlog]bool{} // what has more that was fetched and not taken
 	for _, r := range records {
@@ -547,7 +594,7 @@ func (sh *shard) feed(p *partition, records []*kgo.Record, at, next int64) (more
 		}
 		switch b := &ln.backlogs[classOf(d)]; {
 		case !b.takes(at, r.Offset) || left[b]:
-		case b.drawn >= ln.appetite() || b.drawn > 0 && !sh.s.drawer.room():
+		case b.drawn >= ln.appetite() || !b.idle() && !sh.s.drawer.room():
 			left[b] = true
 			b.from = r.Offset
 		default:
@@ -556,16 +603,21 @@ func (sh *shard) feed(p *partition, records []*kgo.Record, at, next int64) (more
 			sh.drawn(ln, &job{p: p, r: r, d: d})
 		}
 	}
-	sh.drawing = false
 	for _, ln := range sh.lanes {
 		for c := range classes {
 			b := &ln.backlogs[c]
 			if b.behind > 0 && b.from >= at && b.from < next && !left[b] {
 				b.from = next
 			}
-			sh.drawing = sh.drawing || ln.hungry(c)
 		}
 		sh.start(ln)
+	}
+	// Only now: lanes that were started would have asked besides.
+	sh.drawing = false
+	for _, ln := range sh.lanes {
+		for c := range classes {
+			sh.drawing = sh.drawing || ln.hungry(c)
+		}
 	}
 	return sh.drawing
 }
