@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,10 +189,30 @@ func TestDisabledBySystem(t *testing.T) {
 	}
 }
 
+// logged is a log that others may still write to: the projection's router says
+// last words after it has ended.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *logged) Write(text []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(text)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
 // Requests are counted by route and logged without what they are about.
 func TestObserved(t *testing.T) {
 	d := deploy(t)
-	var log bytes.Buffer
+	var log logged
 	d.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	in := d.start(t, nil)
 	c := in.as(session.Admin)
