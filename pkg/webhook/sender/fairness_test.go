@@ -8,9 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/arsmedicatech/webhooks/internal/testenv"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
@@ -285,61 +283,6 @@ func TestSettledTakesNoRate(t *testing.T) {
 		}
 		snd.stop()
 		rc.wantOnce(t, first.ID, last.ID)
-	})
-}
-
-// A partition that takes no outcomes holds up nobody else's.
-func TestOutcomesWaitApart(t *testing.T) {
-	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
-		rc := b.receive(nil)
-		partition := func(s *subscription) int32 {
-			p := kgo.StickyKeyPartitioner(nil).ForTopic(b.topics.Attempts())
-			return int32(p.Partition(&kgo.Record{Key: []byte(s.ID)}, testenv.Partitions))
-		}
-		stuck, other := b.subscribe(rc.url), b.subscribe(rc.url)
-		for partition(other) == partition(stuck) {
-			other = b.subscribe(rc.url)
-		}
-		var mended atomic.Bool
-		b.virtual.cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
-			b.virtual.cluster.KeepControl()
-			req := r.(*kmsg.ProduceRequest)
-			id := b.virtual.cluster.TopicInfo(b.topics.Attempts()).TopicID
-			concerned := slices.ContainsFunc(req.Topics, func(t kmsg.ProduceRequestTopic) bool {
-				return (t.TopicID == id || t.Topic == b.topics.Attempts()) &&
-					slices.ContainsFunc(t.Partitions, func(p kmsg.ProduceRequestTopicPartition) bool { return p.Partition == partition(stuck) })
-			})
-			if !concerned || mended.Load() {
-				return nil, nil, false
-			}
-			resp := req.ResponseKind().(*kmsg.ProduceResponse)
-			for _, t := range req.Topics {
-				answer := kmsg.NewProduceResponseTopic()
-				answer.Topic, answer.TopicID = t.Topic, t.TopicID
-				for _, p := range t.Partitions {
-					one := kmsg.NewProduceResponseTopicPartition()
-					one.Partition, one.ErrorCode = p.Partition, kerr.NotEnoughReplicas.Code
-					answer.Partitions = append(answer.Partitions, one)
-				}
-				resp.Topics = append(resp.Topics, answer)
-			}
-			return resp, nil, true
-		})
-		snd := b.start()
-		for range 10 { // in batches of their own
-			b.deliver(stuck)
-			rc.next()
-			time.Sleep(2 * time.Second)
-		}
-		b.deliver(other)
-		rc.next()
-		time.Sleep(10 * time.Second)
-		b.wantCount(b.topics.Attempts(), 1)
-		mended.Store(true)
-		time.Sleep(time.Minute)
-		b.wantCount(b.topics.Attempts(), 11)
-		b.wantAllCommitted(b.topics.Deliveries())
-		snd.stop()
 	})
 }
 
