@@ -36,6 +36,12 @@ func TestBatches(t *testing.T) {
 				t.Fatalf("record %d of the batch at %d stands at %d", i, next, r.Offset)
 			}
 		}
+		for i, single := range watermillkgo.Split(m) {
+			of, ok := watermillkgo.MessageRecordsFromCtx(single.Context())
+			if !ok || len(of) != 1 || of[0] != records[i] || string(single.Payload) != string(records[i].Value) || single.UUID == m.UUID && i > 0 {
+				t.Fatalf("message %d of the batch at %d is of %v", i, next, of)
+			}
+		}
 		if nacked != next {
 			nacked = next
 			m.Nack()

@@ -64,6 +64,22 @@ func derivedUUID(r *kgo.Record) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
+// Split makes of a batch (SubscriberConfig.BatchRecords) one message of each of
+// its records, in their order, as Unmarshal does. It is for handlers that go
+// through a failed batch record by record, so that the rest of it does not share
+// the fate of one: that one may go to a poison queue. The messages have the
+// context of the batch, but for the record, and nobody waits for their acks: the
+// batch is acked.
+func Split(batch *message.Message) []*message.Message {
+	records, _ := MessageRecordsFromCtx(batch.Context())
+	messages := make([]*message.Message, len(records))
+	for i, r := range records {
+		messages[i] = Unmarshal(r)
+		messages[i].SetContext(withRecords(batch.Context(), []*kgo.Record{r}))
+	}
+	return messages
+}
+
 type recordsKey struct{}
 
 // withRecords puts what a message is made of into its context: one record, or

@@ -68,7 +68,7 @@ func ParseAttempt(value []byte) (*Attempt, error) {
 // Why a record became a dead letter.
 const (
 	ReasonExhausted  = "exhausted"  // every attempt failed
-	ReasonUnreadable = "unreadable" // the record itself could not be read
+	ReasonUnreadable = "unreadable" // the record itself could not be read, or projected
 )
 
 // DeadLetter is a record of the dead-letters topic, keyed by subscription id

@@ -28,7 +28,8 @@ func (t Topics) Deliveries() string { return t.Prefix + "webhooks.deliveries" }
 // Attempts tells what became of every attempt.
 func (t Topics) Attempts() string { return t.Prefix + "webhooks.attempts" }
 
-// DeadLetters holds what is given up, and records that could not be read.
+// DeadLetters holds what is given up, and records that could not be read or
+// projected.
 func (t Topics) DeadLetters() string { return t.Prefix + "webhooks.dead-letters" }
 
 // Parked holds deliveries that their endpoint's lane could not take.

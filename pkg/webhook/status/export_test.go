@@ -13,9 +13,12 @@ func (p *Projection) Write(ctx context.Context, from int64, records ...*kgo.Reco
 	if records[0].Topic == p.cfg.Topics.Attempts() {
 		read = readAttempt
 	}
-	entries := p.read(records, read)
-	ok, err := p.write(ctx, p.positionKey(records[0].Topic, records[0].Partition), from, from+int64(len(records)), entries)
-	p.trimmer.wrote(ctx, entries)
+	b, err := p.read(records, read)
+	if err != nil {
+		return false, err
+	}
+	ok, err := p.write(ctx, p.positionKey(records[0].Topic, records[0].Partition), from, from+int64(len(records)), b.entries)
+	p.trimmer.wrote(ctx, b.entries)
 	return ok, err
 }
 

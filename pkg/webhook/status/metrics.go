@@ -32,3 +32,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	return m, nil
 }
+
+// read counts what became of records.
+func (m *metrics) read(b batch) {
+	m.records.WithLabelValues("projected").Add(float64(len(b.entries)))
+	m.records.WithLabelValues("too_old").Add(float64(b.old))
+	m.records.WithLabelValues("unreadable").Add(float64(b.unreadable))
+}

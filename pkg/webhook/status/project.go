@@ -94,7 +94,11 @@ func (p *Projection) session(ctx context.Context) error {
 		return fmt.Errorf("make the router of the projection: %w", err)
 	}
 	wmetrics.NewPrometheusMetricsBuilder(p.cfg.Metrics, "webhooks", "status").AddPrometheusRouterMetrics(router)
-	router.AddMiddleware(middleware.Recoverer)
+	singly, err := s.singly()
+	if err != nil {
+		return err
+	}
+	router.AddMiddleware(singly, middleware.Recoverer)
 	for _, topic := range p.topics() {
 		read := readDelivery
 		if topic == p.cfg.Topics.Attempts() {
@@ -176,18 +180,34 @@ func parsePositions(keys []string, values []any) map[string]int64 {
 }
 
 // project writes a batch, and returns when it is written; or when the session
-// or the message's time ends: then it comes again.
+// or the message's time ends: then it comes again. Redis away is waited for; any
+// other error is that of a record.
 func (s *session) project(m *message.Message, read func(*kgo.Record) (entry, error)) error {
 	records, _ := watermillkgo.MessageRecordsFromCtx(m.Context())
-	first, last := records[0], records[len(records)-1]
-	key := s.p.positionKey(first.Topic, first.Partition)
-	entries := s.p.read(records, read)
+	b, err := s.p.read(records, read)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	last := records[len(records)-1]
+	if err := s.write(m.Context(), last, last.Offset+1, b.entries); err != nil {
+		return err
+	}
+	s.p.metrics.batch.Observe(time.Since(began).Seconds())
+	s.p.metrics.read(b)
+	s.p.trimmer.wrote(m.Context(), b.entries)
+	return nil
+}
+
+// write writes entries of the partition that a record is of, and the position
+// behind them.
+func (s *session) write(ctx context.Context, of *kgo.Record, to int64, entries []entry) error {
+	key := s.p.positionKey(of.Topic, of.Partition)
 	s.mu.Lock()
 	from := s.written[key]
 	s.mu.Unlock()
-	began := time.Now()
 	for {
-		ok, err := s.p.write(m.Context(), key, from, last.Offset+1, entries)
+		ok, err := s.p.write(ctx, key, from, to, entries)
 		if err == nil && !ok {
 			s.end(errLost)
 			return s.ctx.Err()
@@ -195,13 +215,16 @@ func (s *session) project(m *message.Message, read func(*kgo.Record) (entry, err
 		if err == nil {
 			break
 		}
-		if m.Context().Err() != nil {
-			return m.Context().Err()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !errors.Is(err, ErrUnavailable) {
+			return err
 		}
 		s.trouble(err)
 		select {
-		case <-m.Context().Done():
-			return m.Context().Err()
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-s.ctx.Done():
 			return s.ctx.Err()
 		case <-time.After(tryAgain):
@@ -209,39 +232,43 @@ func (s *session) project(m *message.Message, read func(*kgo.Record) (entry, err
 	}
 	s.recovered()
 	s.mu.Lock()
-	s.written[key] = max(s.written[key], last.Offset+1)
+	s.written[key] = max(s.written[key], to)
 	s.mu.Unlock()
-	s.p.metrics.batch.Observe(time.Since(began).Seconds())
-	s.p.trimmer.wrote(m.Context(), entries)
 	return nil
 }
 
-// read returns what the records say. Those that can't be read, dead letters of
-// the sender's, are passed over; so are those that are too old to be shown.
-func (p *Projection) read(records []*kgo.Record, read func(*kgo.Record) (entry, error)) []entry {
-	entries := make([]entry, 0, len(records))
+// batch is what records of one partition say.
+type batch struct {
+	entries         []entry
+	old, unreadable int // passed over
+}
+
+// read returns what the records say. Deliveries that can't be read are passed
+// over, because the sender makes dead letters of them; of an attempt nobody else
+// does. What is too old to be shown is passed over too.
+func (p *Projection) read(records []*kgo.Record, read func(*kgo.Record) (entry, error)) (batch, error) {
+	b := batch{entries: make([]entry, 0, len(records))}
 	oldest := p.cfg.Now().Add(-p.cfg.Retention)
-	old, unreadable := 0, 0
 	for _, r := range records {
 		if r.Attrs.IsControl() {
 			continue
 		}
 		if r.Timestamp.Before(oldest) {
-			old++
+			b.old++
 			continue
 		}
 		e, err := read(r)
+		if err != nil && r.Topic == p.cfg.Topics.Attempts() {
+			return batch{}, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
 		if err != nil {
-			unreadable++
+			b.unreadable++
 			p.cfg.Log.Warn("a record has no status", "topic", r.Topic, "partition", r.Partition, "offset", r.Offset, "error", err)
 			continue
 		}
-		entries = append(entries, e)
+		b.entries = append(b.entries, e)
 	}
-	p.metrics.records.WithLabelValues("projected").Add(float64(len(entries)))
-	p.metrics.records.WithLabelValues("too_old").Add(float64(old))
-	p.metrics.records.WithLabelValues("unreadable").Add(float64(unreadable))
-	return entries
+	return b, nil
 }
 
 // trouble logs the first error of an outage.

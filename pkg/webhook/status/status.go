@@ -19,6 +19,9 @@
 // That is all a rebuild is. An embedded Redis, which is empty at each start,
 // needs nothing else.
 //
+// A record that can't be projected, because it can't be read or Redis can't merge
+// it with what it has, becomes a dead letter and costs no other its status.
+//
 // # Memory
 //
 // A delivery that was delivered at its first attempt takes about 350 bytes of
@@ -45,6 +48,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/arsmedicatech/webhooks/pkg/watermillkgo"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -128,6 +132,7 @@ type Projection struct {
 	kafka   *kgo.Client
 	adm     *kadm.Client
 	metrics *metrics
+	poison  *watermillkgo.Publisher // of what can't be projected, to the dead letters
 	trimmer *trimmer
 	ends    ends
 }
@@ -147,13 +152,18 @@ func New(cfg Config) (*Projection, error) {
 		client.Close()
 		return nil, err
 	}
+	poison, err := newPoison(cfg)
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
 	opts := *cfg.Redis
 	opts.MaxRetries = -1 // who projects tries again itself, and who asks is told
 	opts.DialerRetries = 1
 	setDefault(&opts.DialTimeout, time.Second)
 	setDefault(&opts.ReadTimeout, 2*time.Second)
 	setDefault(&opts.WriteTimeout, 2*time.Second)
-	p := &Projection{cfg: cfg, redis: redis.NewClient(&opts), kafka: client, adm: kadm.NewClient(client), metrics: m}
+	p := &Projection{cfg: cfg, redis: redis.NewClient(&opts), kafka: client, adm: kadm.NewClient(client), metrics: m, poison: poison}
 	p.trimmer = newTrimmer(p)
 	return p, nil
 }
@@ -167,7 +177,7 @@ func setDefault(d *time.Duration, value time.Duration) {
 // Close disconnects, after Run has returned.
 func (p *Projection) Close() error {
 	p.kafka.Close()
-	if err := p.redis.Close(); err != nil {
+	if err := errors.Join(p.poison.Close(), p.redis.Close()); err != nil {
 		return fmt.Errorf("status: close: %w", err)
 	}
 	return nil

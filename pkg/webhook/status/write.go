@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 
 	"github.com/redis/go-redis/v9"
@@ -116,6 +117,7 @@ return had or ''
 
 // write merges entries of a partition, which reach from one position to another.
 // It reports false if Redis is behind the first, and has lost what was written.
+// An error is ErrUnavailable, or errRefused.
 func (p *Projection) write(ctx context.Context, key string, from, to int64, entries []entry) (bool, error) {
 	const before = 6 // the entries
 	args := make([]any, 0, before+len(entries)*fields)
@@ -124,6 +126,9 @@ func (p *Projection) write(ctx context.Context, key string, from, to int64, entr
 		args = entries[i].appendTo(args)
 	}
 	had, err := merge.Run(ctx, p.redis, []string{key}, args...).Text()
+	if refused(err) {
+		return false, fmt.Errorf("write the status of deliveries: %w: %w", errRefused, err)
+	}
 	if err != nil {
 		return false, unavailable("write the status of deliveries", err)
 	}
