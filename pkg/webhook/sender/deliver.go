@@ -64,9 +64,6 @@ const (
 	refused                // somebody else may be at this delivery, which waits
 )
 
-// keeps says whether the delivery stays in its lane.
-func (l lesson) keeps() bool { return l.kind == pausing || l.kind == refused }
-
 // deliver makes an attempt: the claim, the request, the outcome. It begins
 // nothing after the intake has ended; what it has begun it ends.
 func (s *Sender) deliver(j *job) lesson {

@@ -86,6 +86,35 @@ func TestHangingEndpointHoldsUpNobody(t *testing.T) {
 	})
 }
 
+// Endpoints that hang delay nobody, however many of them share a partition, while
+// there are places for requests.
+func TestManyHangingEndpointsHoldUpNobody(t *testing.T) {
+	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
+		const many, window = 300, 64
+		stuck, well := b.receive(hang), b.receive(nil)
+		a := b.subscribe(stuck.url)
+		other := b.neighbour(a, well.url)
+		b.deliverMany(a, 3)
+		for range many - 1 {
+			b.deliverMany(b.neighbour(a, stuck.url), 3)
+		}
+		ids := []string{b.deliver(other).ID}
+		snd := b.start(func(cfg *sender.Config) { cfg.Window = window })
+		well.next() // all that was appended before it has been read
+		for range 50 {
+			d := b.deliver(other)
+			sent := time.Now()
+			ids = append(ids, d.ID)
+			if got := well.next(); got.at.Sub(sent) > 20*time.Millisecond {
+				t.Errorf("%s arrives %s after it was appended", got.id(), got.at.Sub(sent))
+			}
+			time.Sleep(300 * time.Millisecond)
+		}
+		snd.stop()
+		well.wantOnce(t, ids...)
+	})
+}
+
 // What is parked is drawn in order when the endpoint is well again, and nothing is
 // lost or sent twice when the sender stops in the middle.
 func TestParkedAreDrawnInOrder(t *testing.T) {

@@ -36,7 +36,7 @@ type job struct {
 	tracker *checkpoint.Tracker // that of its partition, or of its lane's backlog
 	lane    *lane
 	drawn   bool      // from what was parked
-	counted bool      // among what its lane holds
+	counted bool      // among what waits in its lane
 	busy    bool      // under way: it can't just be given up
 	since   time.Time // it waits in its lane
 	// ended is set when how the delivery ended is on record: it may be committed

@@ -26,8 +26,9 @@ type partition struct {
 	// has had its time.
 	intake, hard     context.Context // the partition's own life
 	stopIntake, kill context.CancelFunc
-	// window holds a token for each record that is begun and not settled. Lanes
-	// hold half of them at most: the rest is for outcomes that are being recorded.
+	// window holds a token for each record that is begun and not settled: those that
+	// wait in lanes, those under way, and as many as wait for outcomes that are being
+	// recorded.
 	window   chan struct{}
 	finished chan struct{} // closed when run has returned
 	ended    chan struct{} // closed when it is stopped and no job is left
@@ -46,7 +47,7 @@ type partition struct {
 func newPartition(s *Sender, sh *shard, tp topicPartition) *partition {
 	p := &partition{
 		topicPartition: tp, s: s, shard: sh, delay: s.delays[tp.topic], parked: tp.topic == s.cfg.Topics.Parked(),
-		tracker: checkpoint.New(), window: make(chan struct{}, 2*s.cfg.Window), fed: make(chan struct{}, 1),
+		tracker: checkpoint.New(), window: make(chan struct{}, 2*s.cfg.Window+s.cfg.InFlight), fed: make(chan struct{}, 1),
 		finished: make(chan struct{}), ended: make(chan struct{}), jobs: map[*job]struct{}{}, done: -1,
 	}
 	p.intake, p.stopIntake = context.WithCancel(s.work)

@@ -106,9 +106,9 @@ type Config struct {
 	// GiveUpAfter is how long an endpoint may fail without a success before its
 	// subscription is to be disabled. Default 5 days.
 	GiveUpAfter time.Duration
-	// Window bounds the deliveries that the lanes of one partition's subscriptions
-	// hold, and, eight times as many, those that are read and wait for that. Default
-	// 256.
+	// Window bounds the deliveries that wait in the lanes of one partition's
+	// subscriptions, those whose outcomes wait to be recorded, and, eight times as many,
+	// those that are read and wait for a lane. Default 256.
 	Window int
 	// WindowBytes bounds the bytes of both together. What one fetch brings, 1 MiB
 	// compressed, may come on top. Default 2 MiB.

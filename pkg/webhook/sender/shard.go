@@ -23,7 +23,7 @@ type shard struct {
 
 	mu      sync.Mutex
 	lanes   map[string]*lane
-	held    [classes]int  // deliveries that lanes hold, but for those drawn
+	held    [classes]int  // deliveries that wait in lanes, but for those drawn
 	leaving []*job        // to be parked, in order
 	alarms  []alarm       // by time
 	parked  *partition    // of parked deliveries; nil while it is somebody else's
@@ -273,7 +273,7 @@ func (sh *shard) end(j *job, settled bool) {
 	}
 }
 
-// count counts a delivery among what its lane holds; the caller holds mu.
+// count counts a delivery among what waits in its lane; the caller holds mu.
 func (sh *shard) count(j *job) {
 	j.counted = true
 	c := classOf(j.d)
@@ -297,7 +297,7 @@ func (sh *shard) uncount(j *job) {
 // holds mu.
 func (sh *shard) start(ln *lane) {
 	for ln.ready(time.Now()) && sh.s.slots.take(ln, ln.running) {
-		j := ln.begin()
+		j := sh.begin(ln)
 		sh.s.metrics.inFlight.Inc()
 		sh.s.pool.run(func() { sh.work(ln, j) })
 	}
@@ -345,20 +345,12 @@ func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 			break
 		}
 		j.busy = false
-		counted := j.counted
-		sh.uncount(j) // it waits for its claim's end, not for its endpoint
 		sh.at(now.Add(l.wait), func() {
 			if !j.p.stopped() { // else it has been given up
-				if counted {
-					sh.count(j)
-				}
 				sh.again(j)
 				sh.start(ln)
 			}
 		})
-	}
-	if !l.keeps() {
-		sh.uncount(j)
 	}
 	if now := ln.pace.broken(); now != broken {
 		sh.s.metrics.broken(now)
@@ -370,7 +362,16 @@ func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 	if contended || !ln.ready(now) {
 		return nil
 	}
-	return ln.begin()
+	return sh.begin(ln)
+}
+
+// begin returns the delivery whose turn it is; the lane is ready. Under way it does
+// not count any more: many endpoints that hang with one request each would take
+// the room of all others. There are places for that.
+func (sh *shard) begin(ln *lane) *job {
+	j := ln.begin()
+	sh.uncount(j)
+	return j
 }
 
 // again puts a delivery back whose turn it was, unless its partition is gone.
@@ -382,6 +383,8 @@ func (sh *shard) again(j *job) {
 	j.busy = false
 	if j.drawn {
 		j.lane.backlogs[classOf(j.d)].drawn++
+	} else {
+		sh.count(j)
 	}
 	j.lane.pushBack(j)
 }
