@@ -114,14 +114,12 @@ func TestPoison(t *testing.T) {
 			e := newEnv(t)
 			sub := newSub()
 			bad := c.spoil(e)
+			bad.Key = []byte(sub) // what is of one key is in one partition
 			// One batch, with the bad one in the middle of it, and another as the last.
 			var good []*kgo.Record
 			for range 10 {
 				m := e.made(sub)
 				good = append(good, m.record(), m.attempt(1, webhook.Failed), m.attempt(2, webhook.Delivered))
-			}
-			for _, r := range good {
-				r.Key = bad.Key
 			}
 			twin := *bad
 			e.produce(append(append(good[:15:15], bad), append(good[15:], &twin)...)...)
