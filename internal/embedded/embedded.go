@@ -28,6 +28,7 @@ type Instance struct {
 	lock  *flock.Flock
 	kafka *kfake.Cluster
 	redis *miniredis.Miniredis
+	front *front
 	stop  chan struct{}
 	ticks sync.WaitGroup
 }
@@ -94,6 +95,9 @@ func (i *Instance) start(ctx context.Context, dir string, log *slog.Logger) erro
 	i.redis = miniredis.NewMiniRedis()
 	if err := i.redis.Start(); err != nil {
 		return fmt.Errorf("start the embedded Redis: %w", err)
+	}
+	if i.front, err = newFront(i.redis.Server()); err != nil {
+		return err
 	}
 	i.ticks.Go(i.tick)
 	log.Debug("embedded broker and Redis run", "kafka", i.Brokers(), "redis", i.RedisURL())
@@ -179,12 +183,16 @@ func (i *Instance) closeTransactions(ctx context.Context) error {
 func (i *Instance) Brokers() []string { return i.kafka.ListenAddrs() }
 
 // RedisURL returns where Redis is.
-func (i *Instance) RedisURL() string { return "redis://" + i.redis.Addr() }
+func (i *Instance) RedisURL() string { return "redis://" + i.front.listener.Addr().String() }
 
 // Close stops both and gives the directory back.
 func (i *Instance) Close() error {
 	close(i.stop)
 	i.ticks.Wait()
+	var err error
+	if i.front != nil {
+		err = i.front.close()
+	}
 	if i.redis != nil {
 		i.redis.Close()
 	}
@@ -192,9 +200,10 @@ func (i *Instance) Close() error {
 		i.kafka.Close()
 	}
 	if i.lock != nil {
-		if err := i.lock.Unlock(); err != nil {
-			return fmt.Errorf("give the data directory back: %w", err)
-		}
+		err = errors.Join(err, i.lock.Unlock())
+	}
+	if err != nil {
+		return fmt.Errorf("close the embedded broker and Redis: %w", err)
 	}
 	return nil
 }
