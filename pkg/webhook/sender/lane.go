@@ -62,11 +62,12 @@ type lane struct {
 	turn                 uint // counts what was picked
 	backlogs             [classes]backlog
 
-	pace   pace
-	tokens int       // requests that the rate limit has granted
-	paused time.Time // nothing is begun before
-	wakes  bool      // something will start the lane again
-	idle   time.Time // since when there is nothing to do
+	pace     pace
+	tokens   int       // requests that the rate limit has granted
+	paused   time.Time // nothing is begun before
+	answered time.Time // when a request ended last, however it did
+	wakes    bool      // something will start the lane again
+	idle     time.Time // since when there is nothing to do
 
 	failing failing
 	opened  atomic.Pointer[opened]
@@ -157,6 +158,29 @@ const (
 	retryTurn = 4
 	bulkTurn  = 16
 )
+
+// blocked says whether it is the endpoint that keeps a class of the lane's
+// deliveries waiting, rather than a lack of places.
+func (ln *lane) blocked(c class, now time.Time) bool {
+	n, again := ln.pace.allowed(now)
+	return now.Before(again) || now.Before(ln.paused) || ln.running >= n || c == bulk && !ln.roomForBulk()
+}
+
+// silent says whether a delivery that was not drawn has waited since before then,
+// for an endpoint that has answered nothing since it came.
+func (ln *lane) silent(then, now time.Time) bool {
+	for _, q := range ln.queues() {
+		i := slices.IndexFunc(*q, func(j *job) bool { return !j.drawn })
+		if i < 0 {
+			continue
+		}
+		j := (*q)[i]
+		if j.since.Before(then) && ln.answered.Before(j.since) && (ln.running > 0 || ln.blocked(classOf(j.d), now)) {
+			return true
+		}
+	}
+	return false
+}
 
 // pick returns the delivery whose turn it is; the lane is ready.
 func (ln *lane) pick() *job {

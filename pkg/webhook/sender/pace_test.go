@@ -157,6 +157,37 @@ func TestSlotsLeaveSome(t *testing.T) {
 	}
 }
 
+// A lane that was first and took all that it might has no more than another in
+// the end: it gives up what it could not take any more.
+func TestSlotsBecomeEven(t *testing.T) {
+	s := slots{size: 1024}
+	first, has := &lane{}, 0
+	for s.take(first, has) {
+		has++
+	}
+	second, had := &lane{}, 0
+	for change := true; change; {
+		change = false
+		if s.take(second, had) {
+			had++
+			change = true
+		}
+		if !s.keep(has) {
+			s.give()
+			has--
+			change = true
+		}
+	}
+	if diff := has - had; diff < -1 || diff > 1 || has < s.size/share/2 {
+		t.Errorf("the first lane has %d places, the second %d", has, had)
+	}
+	for range 10 {
+		if !s.keep(has) || !s.keep(had) || s.take(second, had) {
+			t.Error("places that are even don't stay where they are")
+		}
+	}
+}
+
 func TestSlotsAreGivenInTurn(t *testing.T) {
 	s := slots{size: 1}
 	holder, first, second := &lane{}, &lane{}, &lane{}
@@ -166,8 +197,8 @@ func TestSlotsAreGivenInTurn(t *testing.T) {
 			t.Fatal("there is a second place")
 		}
 	}
-	if !s.contended() {
-		t.Error("nobody stands in line")
+	if s.keep(1) {
+		t.Error("the place is kept although others stand in line")
 	}
 	if s.next() != nil {
 		t.Error("somebody gets a place although there is none")

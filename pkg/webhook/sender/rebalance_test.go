@@ -84,13 +84,16 @@ func TestPartitionsMove(t *testing.T) {
 		}
 	}
 	var first, second observed
-	one := b.start(first.attach, func(cfg *sender.Config) { cfg.PerEndpoint = 3 })
+	// Nothing is parked: of what one sender has parked and not committed, the other
+	// may still wait for its own claim when it stops.
+	patient := func(cfg *sender.Config) { cfg.LaneWait = time.Hour }
+	one := b.start(first.attach, patient, func(cfg *sender.Config) { cfg.PerEndpoint = 3 })
 	wait(first.synced)
 	for range 8 {
 		deliver()
 	}
 	rc.next()
-	two := b.start(second.attach)
+	two := b.start(second.attach, patient)
 	wait(first.synced) // some partitions are taken away, with requests under way
 	close(open)
 	for range total {

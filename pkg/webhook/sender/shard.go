@@ -31,6 +31,7 @@ type shard struct {
 	fetched int64         // where the drawer has fetched last
 	drawing bool          // the drawer has been asked
 	room    chan struct{} // closed when there may be room again; nil while nobody waits
+	looking bool          // for lanes that take room for nothing
 	stalled time.Time     // when sending was last found paused for want of Redis
 }
 
@@ -191,12 +192,11 @@ func (sh *shard) admit(j *job) (wait <-chan struct{}) {
 	ln := sh.lane(j.d.SubscriptionID)
 	leaves := sh.isParked(ln, c)
 	if !leaves && ln.held[c] >= sh.s.cfg.Window-sh.held[c] {
-		if leaves = sh.toBlame(ln, c); !leaves {
-			if sh.room == nil {
-				sh.room = make(chan struct{})
-			}
-			return sh.room
+		if !sh.toBlame(ln, c) {
+			return sh.awaitRoom()
 		}
+		sh.clear(ln) // else what waits in the lane might be parked behind this one later
+		leaves = true
 	}
 	j.lane = ln
 	sh.count(j)
@@ -209,13 +209,47 @@ func (sh *shard) admit(j *job) (wait <-chan struct{}) {
 	return nil
 }
 
-// toBlame says whether a lane holds much more than the others do. If all hold
-// about the same, it is not the endpoints that are slow but the sender, and parking
-// would only make it slower; as it would if there is nobody else to be held up.
+// toBlame says whether a lane holds much more than the others do because of its
+// endpoint. If not, it is the sender that is slow, and parking would only make it
+// slower; as it would if there is nobody else to be held up.
 func (sh *shard) toBlame(ln *lane, c class) bool {
 	others := max(len(sh.lanes)-1, 1)
-	return ln.held[c] > (sh.held[c]-ln.held[c])/others+sh.s.cfg.Window/8 && sh.s.company.several(sh.number)
+	return ln.held[c] > (sh.held[c]-ln.held[c])/others+sh.s.cfg.Window/8 && ln.blocked(c, time.Now()) && sh.s.company.several(sh.number)
 }
+
+// awaitRoom returns what is closed when there may be room; the caller holds mu.
+func (sh *shard) awaitRoom() <-chan struct{} {
+	if sh.room == nil {
+		sh.room = make(chan struct{})
+	}
+	if !sh.looking {
+		sh.looking = true
+		sh.at(time.Now(), sh.makeRoom)
+	}
+	return sh.room
+}
+
+// makeRoom parks what waits for endpoints that don't answer, as long as somebody
+// waits for room: none of them may hold much, but many together do. The caller
+// holds mu.
+func (sh *shard) makeRoom() {
+	if sh.looking = sh.room != nil && sh.s.company.several(sh.number); !sh.looking {
+		return
+	}
+	now := time.Now()
+	// A well endpoint that has to wait for this process answers in less.
+	then := now.Add(-sh.s.cfg.LaneWait / 4)
+	for _, ln := range sh.lanes {
+		if ln.silent(then, now) {
+			sh.clear(ln)
+		}
+	}
+	sh.at(now.Add(makeRoomEvery), sh.makeRoom)
+}
+
+// makeRoomEvery is how often a shard that has no room looks for lanes that take it
+// for nothing.
+const makeRoomEvery = 20 * time.Millisecond
 
 // tell tells those that wait that there may be room.
 func (sh *shard) tell() {
@@ -326,15 +360,16 @@ func (sh *shard) work(ln *lane, j *job) {
 // its place.
 func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 	now := time.Now()
-	contended := sh.s.slots.contended()
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	full := ln.full()
 	broken := ln.pace.broken()
 	switch l.kind {
 	case good:
+		ln.answered = now
 		ln.pace.succeeded(l.began, now, l.latency, full)
 	case bad, overloaded:
+		ln.answered = now
 		ln.pace.failed(l.began, now, l.kind == overloaded)
 	case pausing:
 		ln.paused = now.Add(l.wait)
@@ -355,11 +390,12 @@ func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 	if now := ln.pace.broken(); now != broken {
 		sh.s.metrics.broken(now)
 	}
+	keep := sh.s.slots.keep(ln.running)
 	ln.running--
 	if classOf(j.d) == bulk {
 		ln.bulkRunning--
 	}
-	if contended || !ln.ready(now) {
+	if !keep || !ln.ready(now) {
 		return nil
 	}
 	return sh.begin(ln)

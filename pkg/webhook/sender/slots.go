@@ -23,7 +23,7 @@ func (s *slots) take(ln *lane, has int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	free := s.size - s.used
-	if free > 0 && (has == 0 || has < (free-s.size/share)/share) {
+	if free > 0 && (has == 0 || has < s.most(free)) {
 		s.used++
 		return true
 	}
@@ -32,6 +32,19 @@ func (s *slots) take(ln *lane, has int) bool {
 		s.line = append(s.line, ln)
 	}
 	return false
+}
+
+// most is how many places a lane may have of which further ones are taken, given
+// how many are free.
+func (s *slots) most(free int) int { return (free - s.size/share) / share }
+
+// keep says whether a lane that has so many places may use one of them once more:
+// not if somebody has none, nor if it has more than it could take now. Else who
+// came first would have more than others for as long as there is work for all.
+func (s *slots) keep(has int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.line) == 0 && (has == 1 || has-1 <= s.most(s.size-s.used+1))
 }
 
 // give gives a place back.
@@ -53,11 +66,4 @@ func (s *slots) next() *lane {
 	s.line = s.line[1:]
 	ln.lined = false
 	return ln
-}
-
-// contended says whether somebody stands in line.
-func (s *slots) contended() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.line) > 0
 }
