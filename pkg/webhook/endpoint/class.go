@@ -49,8 +49,14 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// errTimeout is the cause with which Post cancels its own context.
-var errTimeout = errors.New("no complete answer in time")
+var (
+	// errTimeout is the cause with which contexts of ours end.
+	errTimeout   = errors.New("no complete answer in time")
+	errLargeHead = errors.New("the answer's head is larger than allowed")
+	errHeader    = errors.New("a header cannot be sent")
+	// errHTTP2 says that a connection was made that speaks HTTP/2.
+	errHTTP2 = errors.New("the endpoint speaks HTTP/2")
+)
 
 // handshakeError marks the errors of a TLS handshake.
 type handshakeError struct{ error }
@@ -84,12 +90,14 @@ func classify(cause, err error) string {
 		op        *net.OpError
 	)
 	switch {
-	case errors.Is(cause, errTimeout):
+	case errors.Is(cause, errTimeout), errors.Is(err, errTimeout):
 		return ClassTimeout
 	case cause != nil:
 		return ClassCancelled
 	case errors.As(err, &invalid):
 		return ClassInvalid
+	case errors.Is(err, errLargeHead):
+		return ClassTooLarge
 	case errors.Is(err, ErrRefused):
 		return ClassRefusedAddress
 	case errors.As(err, &dns):

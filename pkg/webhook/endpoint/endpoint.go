@@ -10,13 +10,14 @@
 //   - sends a request once. It moves to another connection only if nothing was written to the first, or if the endpoint
 //     said in the terms of HTTP/2 that it did not take the request.
 //
-// HTTP/2 is used where the endpoint offers it, and connections are kept alive.
+// HTTP/2 is used where the endpoint offers it, over net/http's transport; HTTP/1.1 over connections of our own. Both are
+// kept alive.
 //
 // # What net/http logs by itself
 //
-// An endpoint that sends bytes nobody asked for makes net/http write them, quoted, to the standard logger; no setting
-// of a Transport prevents that. A program with its own logging should turn such lines down, for instance with
-// slog.SetLogLoggerLevel(slog.LevelDebug), lest an endpoint floods its log.
+// An endpoint can make net/http write lines to the standard logger; no setting of a Transport prevents that. A program
+// with its own logging should turn them down, for instance with slog.SetLogLoggerLevel(slog.LevelDebug), lest an
+// endpoint floods its log.
 package endpoint
 
 import (
@@ -30,8 +31,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
@@ -119,8 +124,13 @@ type Client struct {
 	cfg       Config
 	guard     *guard
 	tls       *tls.Config
-	transport *http.Transport
-	buffers   sync.Pool // *[]byte of AnswerLimit bytes
+	pool      *pool           // of connections that speak HTTP/1.1
+	transport *http.Transport // for HTTP/2
+	// http2 has an element for each address that has chosen HTTP/2. It only grows, by as little as a subscription of its
+	// does elsewhere.
+	http2   sync.Map
+	offers  sync.Map  // by address, a connection that speaks HTTP/2 and that the transport may have
+	buffers sync.Pool // *[]byte of AnswerLimit bytes
 }
 
 // New checks cfg and returns a client. It dials nothing.
@@ -129,7 +139,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, guard: newGuard(cfg.AllowNetworks)}
+	c := &Client{cfg: cfg, guard: newGuard(cfg.AllowNetworks), pool: newPool(cfg)}
 	c.buffers.New = func() any { return new(make([]byte, cfg.AnswerLimit)) }
 	if c.cfg.Dial == nil {
 		dialer := &net.Dialer{Resolver: cfg.Resolver, ControlContext: c.guard.control}
@@ -138,12 +148,11 @@ func New(cfg Config) (*Client, error) {
 	c.tls = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.RootCAs, NextProtos: []string{"h2", "http/1.1"}}
 
 	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
+	protocols.SetHTTP1(true) // a host may have lost HTTP/2 since it was seen to speak it
 	protocols.SetHTTP2(true)
 	c.transport = &http.Transport{
 		Proxy:                  nil, // not even one that the environment names
-		DialContext:            c.dial,
-		DialTLSContext:         c.dialTLS,
+		DialTLSContext:         c.offered,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: cfg.HeaderLimit,
 		MaxConnsPerHost:        cfg.ConnsPerHost,
@@ -165,25 +174,20 @@ func New(cfg Config) (*Client, error) {
 }
 
 // Close closes idle connections. Posts under way go on; they end with their contexts.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
-
-// dial needs a time-out of its own: the transport lets it go on when the request that wanted it has given up.
-func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
-	defer cancel()
-	return c.cfg.Dial(ctx, network, address)
+func (c *Client) Close() {
+	c.pool.close()
+	c.transport.CloseIdleConnections()
 }
 
-// dialTLS does what the transport would do, but marks what goes wrong: most errors of a handshake have no type.
-func (c *Client) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
-	defer cancel()
+// connect dials, and over https shakes hands. It marks what goes wrong in that: most of its errors have no type.
+func (c *Client) connect(ctx context.Context, scheme, address string) (net.Conn, error) {
+	conn, err := c.cfg.Dial(ctx, "tcp", address)
+	if err != nil || scheme == "http" {
+		return conn, err
+	}
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, err
-	}
-	conn, err := c.cfg.Dial(ctx, network, address)
-	if err != nil {
+		_ = conn.Close()
 		return nil, err
 	}
 	cfg := c.tls.Clone()
@@ -194,6 +198,41 @@ func (c *Client) dialTLS(ctx context.Context, network, address string) (net.Conn
 		return nil, &handshakeError{err}
 	}
 	return secure, nil
+}
+
+// offered is how the transport gets a connection that speaks HTTP/2: the one on which that turned out, or another. It
+// needs a time-out of its own: the transport lets it go on when the request that wanted it has given up.
+func (c *Client) offered(ctx context.Context, _, address string) (net.Conn, error) {
+	if conn, ok := c.offers.LoadAndDelete(address); ok {
+		return conn.(net.Conn), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	conn, err := c.connect(ctx, "https", address)
+	if err == nil && !speaksHTTP2(conn) {
+		c.http2.Delete(address)
+	}
+	return conn, err
+}
+
+// offer lets the transport have a connection.
+func (c *Client) offer(address string, conn net.Conn) {
+	c.http2.Store(address, nil)
+	if other, was := c.offers.Swap(address, conn); was {
+		_ = other.(net.Conn).Close()
+	}
+}
+
+// withdraw closes what the transport did not need.
+func (c *Client) withdraw(address string) {
+	if conn, ok := c.offers.LoadAndDelete(address); ok {
+		_ = conn.(net.Conn).Close()
+	}
+}
+
+func speaksHTTP2(conn net.Conn) bool {
+	secure, ok := conn.(*tls.Conn)
+	return ok && secure.ConnectionState().NegotiatedProtocol == "h2"
 }
 
 // Request is one POST.
@@ -219,77 +258,202 @@ type Result struct {
 // success is for the caller to say.
 func (c *Client) Post(ctx context.Context, r Request) Result {
 	start := time.Now()
-	// One timer, set twice: first for the head, then for the body.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	cutOff := time.AfterFunc(c.cfg.Timeout, func() { cancel(errTimeout) })
-	defer cutOff.Stop()
-
-	answer, err := c.send(ctx, r)
-	latency := time.Since(start)
+	req, address, err := c.request(ctx, r)
 	if err != nil {
-		cause := context.Cause(ctx)
-		class := classify(cause, err)
-		if cause != nil {
-			err = cause // err may be any consequence of it
+		return failed(ctx, err, start)
+	}
+	if req.URL.Scheme == "https" {
+		if _, known := c.http2.Load(address); known {
+			return c.overHTTP2(ctx, req, address, start)
 		}
-		return Result{Class: class, Err: &Error{Class: class, Err: err}, Latency: latency}
 	}
-	defer answer.Body.Close()
-
-	cutOff.Reset(c.cfg.BodyTimeout)
-	return Result{
-		Status:     answer.StatusCode,
-		RetryAfter: answer.Header.Get("Retry-After"),
-		Answer:     c.read(answer),
-		Latency:    latency,
+	result, err := c.overHTTP1(ctx, req, address, start)
+	if errors.Is(err, errHTTP2) {
+		return c.overHTTP2(ctx, req, address, start)
 	}
+	return result
 }
 
-// send returns when the answer's head is complete. It uses the transport directly, since what an http.Client adds
-// (redirects, cookies, credentials of the URL) is what we must not do.
-func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
-	if err := checkText(r.URL); err != nil {
-		return nil, &invalidError{err}
+// failed is the result without an answer.
+func failed(ctx context.Context, err error, start time.Time) Result {
+	cause := context.Cause(ctx)
+	class := classify(cause, err)
+	if cause != nil {
+		err = cause // err may be any consequence of it
 	}
-	// The request gets a GetBody too, with which the transport moves to another connection when it wrote nothing on one
-	// that turned out to be closed.
+	return Result{Class: class, Err: &Error{Class: class, Err: err}, Latency: time.Since(start)}
+}
+
+// request makes the request, and the address that it goes to.
+func (c *Client) request(ctx context.Context, r Request) (*http.Request, string, error) {
+	if err := checkText(r.URL); err != nil {
+		return nil, "", &invalidError{err}
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, bytes.NewReader(r.Body))
 	if err != nil {
-		return nil, &invalidError{errUnreadableURL} // err would repeat the URL, which may hold secrets
+		return nil, "", &invalidError{errUnreadableURL} // err would repeat the URL, which may hold secrets
 	}
 	if err := checkParts(req.URL); err != nil {
-		return nil, &invalidError{err}
+		return nil, "", &invalidError{err}
+	}
+	host, err := httpguts.PunycodeHostPort(req.URL.Host)
+	if err != nil {
+		return nil, "", &invalidError{errHost}
 	}
 	if r.Header != nil {
 		req.Header = r.Header
 	}
+	for name, values := range req.Header {
+		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
+			return nil, "", &invalidError{errHeader}
+		}
+	}
 	if _, set := req.Header["User-Agent"]; !set {
 		req.Header["User-Agent"] = []string{c.cfg.UserAgent}
 	}
-	answer, err := c.transport.RoundTrip(req)
+	return req, withPort(host, req.URL.Scheme), nil
+}
+
+// withPort adds the scheme's port to a host that names none.
+func withPort(host, scheme string) string {
+	switch {
+	case strings.LastIndexByte(host, ':') > strings.LastIndexByte(host, ']'):
+		return host
+	case scheme == "https":
+		return host + ":443"
+	}
+	return host + ":80"
+}
+
+// overHTTP1 is Post over HTTP/1.1. Its error is errHTTP2 if the endpoint prefers HTTP/2, and nothing was sent.
+func (c *Client) overHTTP1(ctx context.Context, req *http.Request, address string, start time.Time) (Result, error) {
+	deadline := start.Add(c.cfg.Timeout)
+	if ctx.Err() != nil {
+		return failed(ctx, ctx.Err(), start), nil
+	}
+	h, err := c.pool.enter(ctx, req.URL.Scheme+" "+address, deadline)
+	if err != nil {
+		return failed(ctx, err, start), nil
+	}
+	var again *conn // can be used again
+	defer func() { c.pool.leave(h, again) }()
+	cn, err := c.connection(ctx, h, req.URL.Scheme, address, deadline)
+	if errors.Is(err, errHTTP2) {
+		return Result{}, err
+	}
+	if err != nil {
+		return failed(ctx, err, start), nil
+	}
+	goOn := context.AfterFunc(ctx, cn.interrupt)
+	answer, err := cn.ask(req, c.cfg.HeaderLimit)
+	if err == nil {
+		err = checkStatus(answer)
+	}
+	if err != nil {
+		goOn()
+		_ = cn.Close()
+		return failed(ctx, err, start), nil
+	}
+	latency := time.Since(start)
+	_ = cn.SetReadDeadline(time.Now().Add(c.cfg.BodyTimeout))
+	if ctx.Err() != nil {
+		cn.interrupt() // in case that was undone
+	}
+	body, whole := c.read(answer)
+	if goOn() && whole && !answer.Close && cn.in.Buffered() == 0 {
+		again = cn
+	} else {
+		_ = cn.Close()
+	}
+	return result(answer, body, latency), nil
+}
+
+// connection returns a connection to a host on which nothing has been sent yet, or that is idle.
+func (c *Client) connection(ctx context.Context, h *host, scheme, address string, deadline time.Time) (*conn, error) {
+	for cn := c.pool.take(h); cn != nil; cn = c.pool.take(h) {
+		if cn.SetDeadline(deadline) == nil && cn.alive() {
+			return cn, nil
+		}
+		_ = cn.Close()
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errTimeout)
+	defer cancel()
+	raw, err := c.connect(ctx, scheme, address)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, cause
+	}
 	if err != nil {
 		return nil, err
 	}
-	// net/http takes any three digits for a status, and HTTP/2 any number; a 101 that nobody asked for is no answer.
-	if answer.StatusCode < 200 || answer.StatusCode > 999 {
-		_ = answer.Body.Close()
-		return nil, fmt.Errorf("status %d is none", answer.StatusCode)
+	if speaksHTTP2(raw) {
+		c.offer(address, raw)
+		return nil, errHTTP2
 	}
-	return answer, nil
+	cn := newConn(h, raw)
+	if err := cn.SetDeadline(deadline); err != nil {
+		_ = cn.Close()
+		return nil, err
+	}
+	return cn, nil
 }
 
-// read returns how the body begins, and reads to its end if that is near, so that the connection can be used again.
-// Errors are of no interest: the head has said what there is to say.
-func (c *Client) read(answer *http.Response) []byte {
+// overHTTP2 is Post over the transport. It uses that directly, since what an http.Client adds (redirects, cookies,
+// credentials of the URL) is what we must not do.
+func (c *Client) overHTTP2(ctx context.Context, req *http.Request, address string, start time.Time) Result {
+	defer c.withdraw(address)
+	// One timer, set twice: first for the head, then for the body.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	cutOff := time.AfterFunc(time.Until(start.Add(c.cfg.Timeout)), func() { cancel(errTimeout) })
+	defer cutOff.Stop()
+
+	answer, err := c.transport.RoundTrip(req.WithContext(ctx))
+	if err == nil {
+		err = checkStatus(answer)
+	}
+	if err != nil {
+		return failed(ctx, err, start)
+	}
+	latency := time.Since(start)
+	defer answer.Body.Close()
+	cutOff.Reset(c.cfg.BodyTimeout)
+	body, _ := c.read(answer)
+	return result(answer, body, latency)
+}
+
+// checkStatus refuses what net/http takes for a status: any three digits, over HTTP/2 any number, and a 101 that nobody
+// asked for. It closes the body of an answer that is none.
+func checkStatus(answer *http.Response) error {
+	if answer.StatusCode < 200 || answer.StatusCode > 999 {
+		_ = answer.Body.Close()
+		return fmt.Errorf("status %d is none", answer.StatusCode)
+	}
+	return nil
+}
+
+func result(answer *http.Response, body []byte, latency time.Duration) Result {
+	return Result{Status: answer.StatusCode, RetryAfter: answer.Header.Get("Retry-After"), Answer: body, Latency: latency}
+}
+
+// read returns how the body begins, and reads to its end if that is near, so that the connection can be used again: it
+// says whether it got there. Errors are of no interest: the head has said what there is to say.
+func (c *Client) read(answer *http.Response) (begin []byte, whole bool) {
 	if answer.Body == http.NoBody {
-		return nil
+		return nil, true
 	}
 	buf := c.buffers.Get().(*[]byte)
 	defer c.buffers.Put(buf)
-	n, err := io.ReadFull(answer.Body, *buf)
-	if err == nil {
-		_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, drainLimit))
+	n := 0
+	var err error
+	for n < len(*buf) && err == nil {
+		var more int
+		more, err = answer.Body.Read((*buf)[n:])
+		n += more
 	}
-	return bytes.Clone((*buf)[:n])
+	if err == nil {
+		var rest int64
+		rest, err = io.Copy(io.Discard, io.LimitReader(answer.Body, drainLimit))
+		whole = err == nil && rest < drainLimit
+	}
+	return bytes.Clone((*buf)[:n]), whole || errors.Is(err, io.EOF)
 }
