@@ -151,9 +151,9 @@ func deliveries(w *world, subs []*webhook.Subscription, n int) []*kgo.Record {
 		if err != nil {
 			panic(err) // it is ours
 		}
-		id := uuid.NewString()
+		id, sub := uuid.NewString(), subs[i%len(subs)].ID
 		d := webhook.Delivery{
-			ID: id, SubscriptionID: subs[i%len(subs)].ID, EventType: e.Type, Attempt: 1, Body: payload.Body(id),
+			ID: id, SubscriptionID: sub, Subscription: w.at[sub], EventType: e.Type, Attempt: 1, Body: payload.Body(id),
 		}
 		if records[i], err = d.Encode(w.topics.Deliveries()); err != nil {
 			panic(err)

@@ -38,10 +38,11 @@ type world struct {
 	adm      *kadm.Client
 	clean    []func()
 	metrics  *prometheus.Registry
+	at       map[string]webhook.Position // where subscriptions stand in their topic
 }
 
 func newWorld(ctx context.Context) (*world, error) {
-	w := &world{metrics: prometheus.NewRegistry()}
+	w := &world{metrics: prometheus.NewRegistry(), at: map[string]webhook.Position{}}
 	w.conf.TopicPrefix = "b" + uuid.NewString()[:8] + "."
 	if onReal() {
 		w.conf.Brokers, w.redisURL = strings.Split(os.Getenv("KAFKA_BROKERS"), ","), os.Getenv("REDIS_URL")
@@ -171,7 +172,13 @@ func (w *world) put(ctx context.Context, subs []*webhook.Subscription) error {
 		}
 		records[i] = &kgo.Record{Topic: w.topics.Subscriptions(), Key: []byte(s.ID), Value: value}
 	}
-	return w.produce(ctx, records)
+	if err := w.produce(ctx, records); err != nil {
+		return err
+	}
+	for i, s := range subs {
+		w.at[s.ID] = webhook.Position{Partition: records[i].Partition, Offset: records[i].Offset}
+	}
+	return nil
 }
 
 // event makes an event of some appointment.
