@@ -68,10 +68,15 @@ func (p *Projection) lookUp(ctx context.Context) ([]end, []string, error) {
 	return p.ends.known, keys, nil
 }
 
+// askFor is how long Kafka may take to tell the ends: others wait for the answer.
+const askFor = 5 * time.Second
+
 // findEnds looks up the ends first. Kafka names no offset for a time that nothing
 // has come after, and the end as it is then, that kadm takes instead, may lie
 // behind what came in between.
 func (p *Projection) findEnds(ctx context.Context) ([]end, error) {
+	ctx, cancel := context.WithTimeout(ctx, askFor)
+	defer cancel()
 	stops, err := p.adm.ListEndOffsets(ctx, p.topics()...)
 	if err == nil {
 		err = stops.Error()

@@ -128,13 +128,20 @@ func (s *session) startAt(ctx context.Context, topic string, partitions []int32)
 	if err != nil {
 		return nil, err
 	}
-	known, _, err := s.p.lookUp(ctx)
+	// Asked for after the positions: those that were known before may be behind.
+	known, err := s.p.findEnds(ctx)
 	if err != nil {
 		return nil, err
 	}
-	young := map[string]int64{}
+	ends := map[string]end{}
 	for _, e := range known {
-		young[e.key] = e.begin
+		ends[e.key] = e
+		if at, ok := positions[e.key]; ok && at > e.stop {
+			if err := s.p.startAnew(ctx, e, at); err != nil {
+				return nil, err
+			}
+			delete(positions, e.key)
+		}
 	}
 	starts, anew := map[int32]kgo.Offset{}, 0
 	s.mu.Lock()
@@ -143,7 +150,7 @@ func (s *session) startAt(ctx context.Context, topic string, partitions []int32)
 		at, ok := positions[keys[i]]
 		s.written[keys[i]] = at
 		if !ok {
-			at = young[keys[i]]
+			at = ends[keys[i]].begin
 			anew++
 		}
 		starts[n] = kgo.NewOffset().At(at)
@@ -152,6 +159,16 @@ func (s *session) startAt(ctx context.Context, topic string, partitions []int32)
 		s.p.cfg.Log.Info("projecting the status of deliveries from the log", "topic", topic, "partitions", anew)
 	}
 	return starts, nil
+}
+
+// startAnew forgets a position behind the end of its log. The log has been made anew, or has lost its end: whatever
+// comes up to that position would be taken for projected already.
+func (p *Projection) startAnew(ctx context.Context, e end, at int64) error {
+	p.cfg.Log.Error("a log ends before what was projected of it: it is projected anew", "position_key", e.key, "projected", at, "end", e.stop)
+	if err := p.redis.Del(ctx, e.key).Err(); err != nil {
+		return unavailable("forget a position of the status", err)
+	}
+	return nil
 }
 
 // positions returns those that Redis has.

@@ -294,3 +294,21 @@ func TestMetrics(t *testing.T) {
 			v["webhooks_status_handler_execution_time_seconds webhooks.attempts appointments true"] >= 2
 	})
 }
+
+// A log that was made anew, or has lost its end, is shorter than what was projected
+// of it: what comes is projected all the same.
+func TestLogMadeAnew(t *testing.T) {
+	e := newEnv(t)
+	p := e.projection()
+	for _, topic := range []string{e.topics.Deliveries(), e.topics.Backfill(), e.topics.Attempts()} {
+		for n := range int32(testenv.Partitions) {
+			if err := e.db.Set(e.ctx, p.PositionKey(topic, n), 33_120, 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	e.run(p)
+	sub := newSub()
+	e.fill(20, sub)
+	e.complete(p, sub, 20)
+}
