@@ -435,12 +435,20 @@ func (s *session) sweep(ctx context.Context) error {
 	s.swept = now
 	var tombstones []*kgo.Record
 	for _, r := range s.cfg.Replays.ended(now.Add(-s.cfg.Keep)) {
-		for _, kind := range []string{webhook.ReplayKindCancel, webhook.ReplayKindProgress, webhook.ReplayKindRequest} {
-			tombstones = append(tombstones, &kgo.Record{Topic: s.cfg.Topics.Replays(), Key: webhook.ReplayKey(r.Request.ID, kind)})
-		}
+		tombstones = append(tombstones, buried(s.cfg.Topics.Replays(), r.Request.ID)...)
 	}
 	if len(tombstones) == 0 {
 		return nil
 	}
 	return s.transact(ctx, tombstones)
+}
+
+// buried returns the records that remove a replay. The request goes first: a request of which nothing else is known
+// would be open again, and made anew, for whoever reads so far.
+func buried(topic, id string) []*kgo.Record {
+	var tombstones []*kgo.Record
+	for _, kind := range []string{webhook.ReplayKindRequest, webhook.ReplayKindProgress, webhook.ReplayKindCancel} {
+		tombstones = append(tombstones, &kgo.Record{Topic: topic, Key: webhook.ReplayKey(id, kind)})
+	}
+	return tombstones
 }
