@@ -51,7 +51,7 @@ type Appointments struct {
 	HandoverWait    time.Duration `name:"handover-wait" env:"HANDOVER_WAIT" default:"5s" help:"How long a command waits while its calendar changes hands, before it is answered with 503."`
 
 	StatusRetention       time.Duration `name:"status-retention" env:"STATUS_RETENTION" default:"168h" help:"How long the status of a delivery is shown. The topics of deliveries and attempts must keep as much: see DELIVERY_RETENTION of webhooks topics apply."`
-	StatusPerSubscription int           `name:"status-per-subscription" env:"STATUS_PER_SUBSCRIPTION" default:"100000" help:"How many deliveries of a subscription are shown at most of each status: the latest. Redis takes about 450 bytes for each."`
+	StatusPerSubscription int           `name:"status-per-subscription" env:"STATUS_PER_SUBSCRIPTION" default:"100000" help:"How many deliveries of a subscription are shown at most of each status: the latest. Redis takes about 350 bytes for each, and 50 for each attempt but the first."`
 
 	// Listener, if set, is served instead of Listen.
 	Listener net.Listener `kong:"-"`

@@ -17,7 +17,7 @@ import (
 // the topics.
 func (s *Service) find(ctx context.Context, id string) (webhook.Attempt, error) {
 	notFound := refusal(appointment.NotFound, "delivery_not_found", "Delivery not found")
-	if len(id) != len(uuid.UUID{}.String()) || uuid.Validate(id) != nil {
+	if u, err := uuid.Parse(id); err != nil || u.String() != id {
 		return webhook.Attempt{}, notFound
 	}
 	if s.cfg.Deliveries != nil {
@@ -41,19 +41,23 @@ func (s *Service) search(ctx context.Context, id string) (found webhook.Attempt,
 	}
 	searching, cancel := context.WithTimeout(ctx, s.cfg.Limit)
 	defer cancel()
-	var ranges []replay.Range
-	for topic := range read {
-		var b bounds
-		if b, err = s.bounds(searching, topic); err != nil {
-			break
+	look := func(topics ...string) error {
+		var ranges []replay.Range
+		for _, topic := range topics {
+			b, err := s.bounds(searching, topic)
+			if err != nil {
+				return err
+			}
+			ranges = append(ranges, replay.Range{Topic: topic, From: b.starts, To: b.ends})
 		}
-		ranges = append(ranges, replay.Range{Topic: topic, From: b.starts, To: b.ends})
-	}
-	if err == nil {
-		err = replay.Scan(searching, s.cfg.Kafka, func(rec *kgo.Record) bool {
+		return replay.Scan(searching, s.cfg.Kafka, func(rec *kgo.Record) bool {
 			found, ok = read[rec.Topic](rec, id)
 			return !ok
 		}, ranges...)
+	}
+	// Dead letters are kept for longest, are few, and are what is sent again.
+	if err = look(t.DeadLetters()); err == nil && !ok {
+		err = look(t.Attempts(), t.Deliveries(), t.Backfill())
 	}
 	switch {
 	case ok:
