@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/arsmedicatech/webhooks/internal/kafka"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
@@ -44,10 +46,52 @@ func Kafka(t testing.TB, schedule webhook.Schedule) kafka.Config {
 	client := Client(t, conf)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := kafka.Apply(ctx, kadm.NewClient(client), -1, settings.Topics(conf.Topics(), schedule)); err != nil {
+	topics := settings.Topics(conf.Topics(), schedule)
+	if _, err := kafka.Apply(ctx, kadm.NewClient(client), -1, topics); err != nil {
 		t.Fatalf("create topics: %v", err)
 	}
+	awaitTopics(ctx, t, client, topics)
 	return conf
+}
+
+// awaitTopics returns when every broker knows the topics, which have been created:
+// until then what a test asks for depends on whom it asks.
+func awaitTopics(ctx context.Context, t testing.TB, client *kgo.Client, topics []kafka.Topic) {
+	t.Helper()
+	brokers, err := kadm.NewClient(client).ListBrokers(ctx)
+	if err != nil {
+		t.Fatalf("list the brokers: %v", err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for _, id := range brokers.NodeIDs() {
+		for !knows(ctx, client.Broker(int(id)), topics) {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				t.Fatalf("broker %d does not know all topics", id)
+			}
+		}
+	}
+}
+
+func knows(ctx context.Context, broker *kgo.Broker, topics []kafka.Topic) bool {
+	ask := kmsg.NewPtrMetadataRequest()
+	for _, topic := range topics {
+		of := kmsg.NewMetadataRequestTopic()
+		of.Topic = new(topic.Name)
+		ask.Topics = append(ask.Topics, of)
+	}
+	answer, err := broker.Request(ctx, ask)
+	if err != nil {
+		return false
+	}
+	for _, topic := range answer.(*kmsg.MetadataResponse).Topics {
+		if topic.ErrorCode != 0 || slices.ContainsFunc(topic.Partitions, func(p kmsg.MetadataResponseTopicPartition) bool { return p.ErrorCode != 0 }) {
+			return false
+		}
+	}
+	return true
 }
 
 // Options returns the connection's options.
