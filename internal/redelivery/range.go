@@ -169,9 +169,8 @@ func (s *Service) request(ctx context.Context, sub webhook.Registered, ask Ask) 
 	}
 	r := &webhook.ReplayRequest{
 		SubscriptionID: sub.Subscription.ID, Source: webhook.SourceEvents,
-		EventNames: slices.Clone(ask.EventNames), ProviderID: ask.ProviderID, Rate: ask.Rate,
+		EventNames: slices.Sorted(slices.Values(ask.EventNames)), ProviderID: ask.ProviderID, Rate: ask.Rate,
 	}
-	slices.Sort(r.EventNames)
 	r.EventNames = slices.Compact(r.EventNames) // else as many as a request's body holds
 	if len(r.EventNames) == 0 {
 		r.EventNames = []string{sub.Subscription.EventName}
