@@ -146,7 +146,7 @@ func TestReplays(t *testing.T) {
 		t.Errorf("refused and dry runs left %s", r.raw)
 	}
 
-	ask := `{"from":"earliest","event_names":["appointment.*"],"provider_id":"provider:1"}`
+	ask := `{"from":"earliest","event_names":["appointment.*","appointment.*"],"provider_id":"provider:1"}`
 	made := c.call("POST", path, ask, "Idempotency-Key", "k").want(201)
 	for name, want := range map[string]string{
 		"subscription_id": id, "state": "waiting", "total": "5", "done": "0", "rate": "0", "per_second": "0", "provider_id": "provider:1",
