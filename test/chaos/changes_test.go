@@ -35,7 +35,8 @@ type changer struct {
 	brokers *address
 	topic   string
 	target  string
-	fixed   int // that many of the first subscriptions are left alone
+	done    work // hears of each change, if it is there
+	fixed   int  // that many of the first subscriptions are left alone
 
 	changes []change
 	now     []change // the subscriptions that exist, as they are
@@ -110,7 +111,7 @@ func (ch *changer) create(ctx context.Context, eventName string, enabled bool) {
 	}
 	made := change{id: last.answer.Subscribed.ID, eventName: eventName, enabled: enabled,
 		version: last.answer.Subscribed.Version, before: before, after: after, changesMatching: true}
-	ch.changes = append(ch.changes, made)
+	ch.acknowledged(made)
 	ch.now = append(ch.now, made)
 }
 
@@ -133,7 +134,7 @@ func (ch *changer) act(ctx context.Context) {
 			ch.t.Errorf("deleting a subscription is answered with %d: %s", last.status, last.answer.Error)
 		}
 		if ok {
-			ch.changes = append(ch.changes, change{id: was.id, eventName: was.eventName, gone: true, before: before, after: after, changesMatching: true})
+			ch.acknowledged(change{id: was.id, eventName: was.eventName, gone: true, before: before, after: after, changesMatching: true})
 		}
 		return
 	}
@@ -163,7 +164,12 @@ func (ch *changer) act(ctx context.Context) {
 	is.version, is.before, is.after = last.answer.Subscribed.Version, before, after
 	is.changesMatching = is.enabled != was.enabled || is.eventName != was.eventName
 	ch.now[i] = is
-	ch.changes = append(ch.changes, is)
+	ch.acknowledged(is)
+}
+
+func (ch *changer) acknowledged(c change) {
+	ch.changes = append(ch.changes, c)
+	ch.done.did()
 }
 
 // checkChanges compares the subscriptions' records with what was acknowledged:

@@ -78,9 +78,11 @@ type fault struct {
 
 // run strikes: each fault once in a small run, else until the time is up. After
 // each it waits until everything flows again, and notes how long that took from
-// the moment of the strike.
-func (p *plan) run(f *flow, faults []fault) {
+// the moment of the strike. Before each and after the last the clients get some
+// work done, however slow the machine is: without it a run would show nothing.
+func (p *plan) run(f *flow, w work, faults []fault) {
 	p.t.Helper()
+	const some = 5
 	began := time.Now()
 	for round := 0; round == 0 || time.Since(began) < p.long; round++ {
 		p.rand.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
@@ -88,6 +90,7 @@ func (p *plan) run(f *flow, faults []fault) {
 			if round > 0 && time.Since(began) >= p.long {
 				break
 			}
+			w.await(p.t, some)
 			p.pace(300*time.Millisecond, 1200*time.Millisecond)
 			var concerned []string
 			one.strike(func(keys ...string) { concerned = keys; f.watch() })
@@ -97,6 +100,7 @@ func (p *plan) run(f *flow, faults []fault) {
 			p.t.Logf("%6.1f s: %s, flowing again after %s; concerned are %v of %v", time.Since(began).Seconds(), one.name, took.Round(time.Millisecond), concerned, all)
 		}
 	}
+	w.await(p.t, some)
 	for name, all := range p.took {
 		p.t.Logf("%s: %d times, pause p50 %s, max %s", name, len(all), median(all).Round(time.Millisecond), slices.Max(all).Round(time.Millisecond))
 	}
@@ -106,6 +110,37 @@ func median(all []time.Duration) time.Duration {
 	all = slices.Clone(all)
 	slices.Sort(all)
 	return all[len(all)/2]
+}
+
+// work hears of what the clients get done.
+type work chan struct{}
+
+func newWork() work { return make(work, 1) }
+
+// did tells that one more thing was acknowledged.
+func (w work) did() {
+	select {
+	case w <- struct{}{}:
+	default: // nobody counts at the moment
+	}
+}
+
+// await returns when at least n things more were acknowledged.
+func (w work) await(t *testing.T, n int) {
+	t.Helper()
+	select {
+	case <-w: // from before
+	default:
+	}
+	limit := time.NewTimer(recoverLimit)
+	defer limit.Stop()
+	for done := range n {
+		select {
+		case <-w:
+		case <-limit.C:
+			t.Fatalf("the clients got %d of %d things done within %s", done, n, recoverLimit)
+		}
+	}
 }
 
 // flow notices when things happen again after a fault, for each of some keys.

@@ -35,7 +35,7 @@ const (
 func TestAppointmentsHistory(t *testing.T) {
 	p := newPlan(t)
 	d := harness.Start(t, harness.Options{Appointments: 3, Routers: -1, Senders: -1})
-	h := &historian{t: t, api: newAPI(d.URLs)}
+	h := &historian{t: t, api: newAPI(d.URLs), done: newWork()}
 	h.api.signIn(t.Context(), "", d.URL)
 	f := newFlow()
 	for n := range partitions {
@@ -53,7 +53,7 @@ func TestAppointmentsHistory(t *testing.T) {
 		}
 	}
 	began := time.Now()
-	p.run(f, h.faults(p, d))
+	p.run(f, h.done, h.faults(p, d))
 	took := time.Since(began)
 	c.stop(45 * time.Second)
 
@@ -144,6 +144,7 @@ type historian struct {
 	t     *testing.T
 	api   *api
 	reads atomic.Int64
+	done  work // hears of each accepted command, if it is there
 	// overtaken counts how often an owner was; only the test's own goroutine
 	// touches it.
 	overtaken int
@@ -215,6 +216,7 @@ func (h *historian) carryOut(ctx context.Context, next func() string, c *command
 	c.tries = h.api.insist(ctx, next, method, path, body, headers...)
 	h.record(c)
 	if done := c.accepted(); done != nil {
+		h.done.did()
 		return done.answer.Appointment
 	}
 	return shown{}

@@ -38,7 +38,7 @@ func TestRouting(t *testing.T) {
 	defer sink.Close()
 
 	c := newCrowd(t)
-	ch := &changer{t: t, api: a, rand: p.source(1), brokers: brokers, topic: d.Prefix + "appointments.events", target: sink.URL}
+	ch := &changer{t: t, api: a, rand: p.source(1), brokers: brokers, topic: d.Prefix + "appointments.events", target: sink.URL, done: newWork()}
 	for range stable {
 		ch.create(c.ctx, "appointment.*", true)
 	}
@@ -60,7 +60,7 @@ func TestRouting(t *testing.T) {
 
 	began := time.Now()
 	faults := p.routerFaults(d, brokers)
-	p.run(f, faults)
+	p.run(f, ch.done, faults)
 	paced := time.Since(began)
 	stop()
 	c.stop(45 * time.Second)

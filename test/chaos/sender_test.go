@@ -48,11 +48,11 @@ func TestSending(t *testing.T) {
 	}
 
 	c := newCrowd(t)
-	v := &volume{t: t, brokers: brokers, topic: d.Prefix + "appointments.events"}
+	v := &volume{t: t, brokers: brokers, topic: d.Prefix + "appointments.events", done: newWork()}
 	defer v.close()
 	c.every(100*time.Millisecond, func() { v.append(c.ctx, 2) })
 	began := time.Now()
-	p.run(f, sink.faults(p, d, brokers))
+	p.run(f, v.done, sink.faults(p, d, brokers))
 	c.stop(45 * time.Second)
 	d.Routed(t, recoverLimit)
 	d.Sent(t, 2*recoverLimit)

@@ -27,6 +27,7 @@ type volume struct {
 	made    int
 	// acknowledged counts the events that are surely in the log.
 	acknowledged atomic.Int64
+	done         work // hears of each, if it is there
 }
 
 // append appends up to n events and waits until that is acknowledged. What is
@@ -64,6 +65,7 @@ func (v *volume) append(ctx context.Context, n int) {
 	for _, result := range v.client.ProduceSync(ctx, records...) {
 		if result.Err == nil {
 			v.acknowledged.Add(1)
+			v.done.did()
 		}
 	}
 }
