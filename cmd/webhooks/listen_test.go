@@ -30,14 +30,14 @@ func TestReceiver(t *testing.T) {
 		"other secret": {"other", 200, nil, 401, []string{"→ 401", "NOT VERIFIED: " + webhook.HeaderSignature}},
 		"second signature wrong": {"S", 200, func(r *http.Request) { r.Header.Set(webhook.HeaderStandardSignature, "v1,AAAA") }, 401,
 			[]string{"NOT VERIFIED: " + webhook.HeaderStandardSignature}},
-		"old":       {"S", 200, func(r *http.Request) { webhook.Sign(r.Header, "S", delivery, now.Add(-time.Hour)) }, 401, []string{"NOT VERIFIED", "1h0m0s"}},
+		"old":       {"S", 200, func(r *http.Request) { webhook.NewSigner("S").Sign(r.Header.Set, delivery, now.Add(-time.Hour)) }, 401, []string{"NOT VERIFIED", "1h0m0s"}},
 		"unchecked": {"", 204, func(r *http.Request) { r.Header.Del(webhook.HeaderSignature) }, 204, []string{"signatures not checked"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
 			r := &receiver{secret: c.secret, status: c.answer, out: &out, now: func() time.Time { return now }}
 			req := httptest.NewRequest(http.MethodPost, "/hook", strings.NewReader(string(delivery.Body)))
-			webhook.Sign(req.Header, "S", delivery, now)
+			webhook.NewSigner("S").Sign(req.Header.Set, delivery, now)
 			if c.spoil != nil {
 				c.spoil(req)
 			}

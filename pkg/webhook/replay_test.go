@@ -84,7 +84,7 @@ func TestExampleOfEachEvent(t *testing.T) {
 			t.Errorf("%s does not end in the mark of a test", body)
 		}
 		h := http.Header{}
-		webhook.Sign(h, "s", &d, time.Now())
+		webhook.NewSigner("s").Sign(h.Set, &d, time.Now())
 		if h.Get("X-Webhook-Test") != "true" {
 			t.Error("the request is not marked as a test")
 		}

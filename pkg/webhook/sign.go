@@ -7,9 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -36,48 +38,90 @@ const standardPrefix = "whsec_"
 // Signature returns the value of X-Signature: the HMAC-SHA256 of the body with
 // the secret's bytes as key.
 func Signature(secret string, body []byte) string {
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write(body)
-	return "sha256=" + hex.EncodeToString(mac.Sum(nil))
+	return newMAC([]byte(secret)).signature(body)
 }
 
 // StandardSignature returns the value of webhook-signature for an attempt at a
 // delivery made at that time. A secret of the form whsec_<base64> is decoded,
 // as Standard Webhooks says; any other is used as its bytes.
 func StandardSignature(secret, id string, at time.Time, body []byte) string {
-	return standardSignature(secret, id, strconv.FormatInt(at.Unix(), 10), body)
+	return newMAC(standardKey(secret)).standardSignature(id, strconv.FormatInt(at.Unix(), 10), body)
 }
 
-func standardSignature(secret, id, timestamp string, body []byte) string {
-	key := []byte(secret)
+func standardKey(secret string) []byte {
 	if encoded, ok := strings.CutPrefix(secret, standardPrefix); ok {
-		if decoded, err := base64.StdEncoding.DecodeString(encoded); err == nil {
-			key = decoded
+		if key, err := base64.StdEncoding.DecodeString(encoded); err == nil {
+			return key
 		}
 	}
-	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte(id))
-	mac.Write([]byte{'.'})
-	mac.Write([]byte(timestamp))
-	mac.Write([]byte{'.'})
-	mac.Write(body)
-	return "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	return []byte(secret)
 }
 
-// Sign sets the headers of one attempt at a delivery, made at that time.
-func Sign(h http.Header, secret string, d *Delivery, at time.Time) {
+// mac makes one signature after the other with the same key.
+type mac struct {
+	hash hash.Hash
+	// What is given to an interface's method can't be on the stack.
+	sum, text []byte
+}
+
+func newMAC(key []byte) *mac { return &mac{hash: hmac.New(sha256.New, key)} }
+
+func (m *mac) signature(body []byte) string {
+	m.hash.Write(body)
+	m.end()
+	m.text = hex.AppendEncode(append(m.text[:0], "sha256="...), m.sum)
+	return string(m.text)
+}
+
+func (m *mac) standardSignature(id, timestamp string, body []byte) string {
+	m.text = append(append(append(append(m.text[:0], id...), '.'), timestamp...), '.')
+	m.hash.Write(m.text)
+	m.hash.Write(body)
+	m.end()
+	m.text = base64.StdEncoding.AppendEncode(append(m.text[:0], "v1,"...), m.sum)
+	return string(m.text)
+}
+
+func (m *mac) end() {
+	m.sum = m.hash.Sum(m.sum[:0])
+	m.hash.Reset()
+}
+
+// A Signer signs with one secret. It is safe for concurrent use, and remembers
+// what can be computed once.
+type Signer struct {
+	key, standardKey []byte
+	macs             sync.Pool // *macs
+}
+
+type macs struct{ plain, standard *mac }
+
+// NewSigner returns a Signer for a subscription's secret, as it was given by its
+// owner.
+func NewSigner(secret string) *Signer {
+	return &Signer{key: []byte(secret), standardKey: standardKey(secret)}
+}
+
+// Sign sets the header fields of one attempt at a delivery, made at that time.
+// set may be the method of an http.Header, or one that appends.
+func (s *Signer) Sign(set func(name, value string), d *Delivery, at time.Time) {
+	m, _ := s.macs.Get().(*macs)
+	if m == nil {
+		m = &macs{newMAC(s.key), newMAC(s.standardKey)}
+	}
+	defer s.macs.Put(m)
 	timestamp := strconv.FormatInt(at.Unix(), 10)
-	h["Content-Type"] = []string{"application/json"}
-	h["User-Agent"] = []string{UserAgent}
-	h[HeaderEventType] = []string{d.EventType}
-	h[HeaderDeliveryID] = []string{d.ID}
-	h[HeaderAttempt] = []string{strconv.Itoa(d.Attempt)}
-	h[HeaderSignature] = []string{Signature(secret, d.Body)}
-	h[HeaderStandardID] = []string{d.ID}
-	h[HeaderStandardTimestamp] = []string{timestamp}
-	h[HeaderStandardSignature] = []string{standardSignature(secret, d.ID, timestamp, d.Body)}
+	set("User-Agent", UserAgent)
+	set("Content-Type", "application/json")
+	set(HeaderEventType, d.EventType)
+	set(HeaderDeliveryID, d.ID)
+	set(HeaderAttempt, strconv.Itoa(d.Attempt))
+	set(HeaderSignature, m.plain.signature(d.Body))
+	set(HeaderStandardID, d.ID)
+	set(HeaderStandardTimestamp, timestamp)
+	set(HeaderStandardSignature, m.standard.standardSignature(d.ID, timestamp, d.Body))
 	if d.Test() {
-		h[HeaderTest] = []string{"true"}
+		set(HeaderTest, "true")
 	}
 }
 
@@ -100,7 +144,7 @@ func Verify(secret string, h http.Header, body []byte, now time.Time, tolerance 
 	if err != nil {
 		return fmt.Errorf("%s: %w", HeaderStandardTimestamp, ErrSignature)
 	}
-	want := []byte(standardSignature(secret, h.Get(HeaderStandardID), timestamp, body))
+	want := []byte(newMAC(standardKey(secret)).standardSignature(h.Get(HeaderStandardID), timestamp, body))
 	matched := false
 	for got := range strings.FieldsSeq(h.Get(HeaderStandardSignature)) {
 		matched = matched || hmac.Equal([]byte(got), want)

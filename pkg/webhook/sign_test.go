@@ -27,7 +27,7 @@ func signed(secret string, at time.Time) (http.Header, []byte) {
 		Attempt: 1, Body: []byte(`{"event":"appointment.created","data":{}}`),
 	}
 	h := http.Header{}
-	webhook.Sign(h, secret, d, at)
+	webhook.NewSigner(secret).Sign(h.Set, d, at)
 	return h, d.Body
 }
 

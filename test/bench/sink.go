@@ -133,6 +133,7 @@ func fetch(ctx context.Context, url string) ([]byte, error) {
 func floor(ctx context.Context, url string, body []byte, n, concurrency int) (perSecond, cpu float64, err error) {
 	client := &http.Transport{MaxIdleConnsPerHost: concurrency, MaxIdleConns: concurrency}
 	defer client.CloseIdleConnections()
+	signer := webhook.NewSigner(secret)
 	var left atomic.Int64
 	left.Store(int64(n))
 	failed := make(chan error, concurrency)
@@ -140,7 +141,7 @@ func floor(ctx context.Context, url string, body []byte, n, concurrency int) (pe
 	for range concurrency {
 		go func() {
 			for left.Add(-1) >= 0 {
-				if err := post(ctx, client, url, body); err != nil {
+				if err := post(ctx, client, signer, url, body); err != nil {
 					failed <- err
 					return
 				}
@@ -157,13 +158,13 @@ func floor(ctx context.Context, url string, body []byte, n, concurrency int) (pe
 	return perSecond, cpu, err
 }
 
-func post(ctx context.Context, client http.RoundTripper, url string, body []byte) error {
+func post(ctx context.Context, client http.RoundTripper, signer *webhook.Signer, url string, body []byte) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	d := &webhook.Delivery{ID: "0f8fad5b-d9cb-469f-a165-70867728950e", EventType: "appointment.created", Attempt: 1, Body: body}
-	webhook.Sign(req.Header, secret, d, time.Now())
+	signer.Sign(req.Header.Set, d, time.Now())
 	resp, err := client.RoundTrip(req)
 	if err != nil {
 		return err

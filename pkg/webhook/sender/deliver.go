@@ -79,11 +79,11 @@ func (s *Sender) deliver(j *job) lesson {
 		}
 		reg, known := s.cfg.Subscriptions.Get(d.SubscriptionID)
 		why := s.unwanted(d, reg, known)
-		var secret string
+		var signer *webhook.Signer
 		var limit *webhook.RateLimit
 		if why == "" {
 			var err error
-			if secret, err = s.secret(j.lane, reg.Subscription); err != nil {
+			if signer, err = s.signer(j.lane, reg.Subscription); err != nil {
 				// A setting is wrong, not the endpoint: keep the delivery until it is mended.
 				s.cfg.Log.Error("secret can't be opened; its deliveries wait", "subscription_id", d.SubscriptionID, "error", err)
 				return lesson{kind: pausing, wait: 5 * time.Second}
@@ -128,7 +128,7 @@ func (s *Sender) deliver(j *job) lesson {
 			}
 			continue
 		}
-		return s.attempt(j, reg.Subscription, secret, claim)
+		return s.attempt(j, reg.Subscription, signer, claim)
 	}
 }
 
@@ -145,16 +145,18 @@ func (s *Sender) end(j *job, settled bool) {
 	sh.end(j, settled)
 }
 
-// secret opens a subscription's secret; a lane remembers its own.
-func (s *Sender) secret(ln *lane, sub *webhook.Subscription) (string, error) {
+// signer returns what signs with a subscription's secret; a lane remembers its own.
+func (s *Sender) signer(ln *lane, sub *webhook.Subscription) (*webhook.Signer, error) {
 	if o := ln.opened.Load(); o != nil && o.sealed == sub.Secret {
-		return o.secret, nil
+		return o.signer, nil
 	}
 	secret, err := s.cfg.Open(sub.ID, sub.Secret)
-	if err == nil {
-		ln.opened.Store(&opened{sub.Secret, secret})
+	if err != nil {
+		return nil, err
 	}
-	return secret, err
+	signer := webhook.NewSigner(secret)
+	ln.opened.Store(&opened{sub.Secret, signer})
+	return signer, nil
 }
 
 // rations is how many parts of a second's requests are asked for at a time: few
@@ -190,13 +192,13 @@ func (s *Sender) claimFailed(ctx context.Context, err error) {
 const margin = 3 * time.Second
 
 // attempt makes the claimed attempt.
-func (s *Sender) attempt(j *job, sub *webhook.Subscription, secret string, claim dedupe.Claim) lesson {
+func (s *Sender) attempt(j *job, sub *webhook.Subscription, signer *webhook.Signer, claim dedupe.Claim) lesson {
 	at := time.Now()
 	if j.d.Attempt > 1 {
 		s.metrics.lateness.Observe(at.Sub(j.d.NotBefore).Seconds())
 	}
 	header := make(http.Header, 10)
-	webhook.Sign(header, secret, j.d, at)
+	signer.Sign(header.Set, j.d, at)
 	result := s.cfg.Client.Post(j.p.hard, endpoint.Request{URL: sub.TargetURL, Header: header, Body: j.d.Body})
 	if j.p.hard.Err() != nil && result.Status == 0 {
 		// Stopped in the middle: nobody knows whether it arrived. The claim stays,

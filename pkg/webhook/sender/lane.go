@@ -75,8 +75,11 @@ type lane struct {
 	lined bool // the lock of slots guards it
 }
 
-// opened is a subscription's secret, as long as it stays the same.
-type opened struct{ sealed, secret string }
+// opened signs with a subscription's secret, as long as that stays the same.
+type opened struct {
+	sealed string
+	signer *webhook.Signer
+}
 
 // failing is what is known of how long an endpoint has failed.
 type failing struct {
