@@ -45,7 +45,7 @@ fuzz: ## every fuzz target, for FUZZTIME each (10s)
 	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u | while read -r dir; do \
 		go test -list '^Fuzz' "$$dir" | grep '^Fuzz' | while read -r name; do \
 			echo "--- $$dir $$name"; \
-			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$dir"; \
 		done; \
 	done
 

@@ -25,7 +25,9 @@ func BenchmarkBare(b *testing.B) {
 			if err != nil {
 				return 0
 			}
-			req.Header = benchHeader()
+			for _, f := range benchHeader() {
+				req.Header.Set(f.Name, f.Value)
+			}
 			answer, err := client.Do(req)
 			if err != nil {
 				return 0
@@ -59,17 +61,17 @@ func run(b *testing.B, post func() int) {
 	})
 }
 
-func benchHeader() http.Header {
-	return http.Header{
-		"Content-Type":       {"application/json"},
-		"User-Agent":         {"ArsMedicaTech-Webhooks/1.0"},
-		"X-Event-Type":       {"appointment.created"},
-		"X-Delivery-Id":      {"6f1f2a53-8d0e-4c55-9c8f-6f8f2f1d1a11"},
-		"X-Delivery-Attempt": {"1"},
-		"X-Signature":        {"sha256=0000000000000000000000000000000000000000000000000000000000000000"},
-		"Webhook-Id":         {"6f1f2a53-8d0e-4c55-9c8f-6f8f2f1d1a11"},
-		"Webhook-Timestamp":  {"1700000000"},
-		"Webhook-Signature":  {"v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
+func benchHeader() endpoint.Header {
+	return endpoint.Header{
+		{"Content-Type", "application/json"},
+		{"User-Agent", "ArsMedicaTech-Webhooks/1.0"},
+		{"X-Event-Type", "appointment.created"},
+		{"X-Delivery-Id", "6f1f2a53-8d0e-4c55-9c8f-6f8f2f1d1a11"},
+		{"X-Delivery-Attempt", "1"},
+		{"X-Signature", "sha256=0000000000000000000000000000000000000000000000000000000000000000"},
+		{"Webhook-Id", "6f1f2a53-8d0e-4c55-9c8f-6f8f2f1d1a11"},
+		{"Webhook-Timestamp", "1700000000"},
+		{"Webhook-Signature", "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
 	}
 }
 

@@ -31,8 +31,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -124,6 +122,7 @@ type Client struct {
 	cfg       Config
 	guard     *guard
 	tls       *tls.Config
+	targets   targets
 	pool      *pool           // of connections that speak HTTP/1.1
 	transport *http.Transport // for HTTP/2
 	// http2 has an element for each address that has chosen HTTP/2. It only grows, by as little as a subscription of its
@@ -237,11 +236,20 @@ func speaksHTTP2(conn net.Conn) bool {
 
 // Request is one POST.
 type Request struct {
-	URL string
-	// Header is taken over: it must not be changed afterwards. Names must be in canonical form.
-	Header http.Header
+	URL    string
+	Header Header
 	Body   []byte // must not be changed while Post runs
 }
+
+// Header holds a request's fields in the order in which they are sent. It names neither Host nor what says where the
+// request ends: those are the Client's.
+type Header []Field
+
+// Field is a header field. Names should be in canonical form.
+type Field struct{ Name, Value string }
+
+// Add appends a field.
+func (h *Header) Add(name, value string) { *h = append(*h, Field{name, value}) }
 
 // Result is what became of a POST: an answer with a Status, or an error with a Class.
 type Result struct {
@@ -258,18 +266,21 @@ type Result struct {
 // success is for the caller to say.
 func (c *Client) Post(ctx context.Context, r Request) Result {
 	start := time.Now()
-	req, address, err := c.request(ctx, r)
-	if err != nil {
-		return failed(ctx, err, start)
+	t, err := c.targets.get(r.URL)
+	if err == nil {
+		err = r.Header.check()
 	}
-	if req.URL.Scheme == "https" {
-		if _, known := c.http2.Load(address); known {
-			return c.overHTTP2(ctx, req, address, start)
+	if err != nil {
+		return failed(ctx, &invalidError{err}, start)
+	}
+	if t.scheme == "https" {
+		if _, known := c.http2.Load(t.address); known {
+			return c.overHTTP2(ctx, t, r, start)
 		}
 	}
-	result, err := c.overHTTP1(ctx, req, address, start)
+	result, err := c.overHTTP1(ctx, t, r, start)
 	if errors.Is(err, errHTTP2) {
-		return c.overHTTP2(ctx, req, address, start)
+		return c.overHTTP2(ctx, t, r, start)
 	}
 	return result
 }
@@ -284,60 +295,33 @@ func failed(ctx context.Context, err error, start time.Time) Result {
 	return Result{Class: class, Err: &Error{Class: class, Err: err}, Latency: time.Since(start)}
 }
 
-// request makes the request, and the address that it goes to.
-func (c *Client) request(ctx context.Context, r Request) (*http.Request, string, error) {
-	if err := checkText(r.URL); err != nil {
-		return nil, "", &invalidError{err}
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, bytes.NewReader(r.Body))
-	if err != nil {
-		return nil, "", &invalidError{errUnreadableURL} // err would repeat the URL, which may hold secrets
-	}
-	if err := checkParts(req.URL); err != nil {
-		return nil, "", &invalidError{err}
-	}
-	host, err := httpguts.PunycodeHostPort(req.URL.Host)
-	if err != nil {
-		return nil, "", &invalidError{errHost}
-	}
-	if r.Header != nil {
-		req.Header = r.Header
-	}
-	for name, values := range req.Header {
-		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
-			return nil, "", &invalidError{errHeader}
+// check refuses what could be read as more than a field, or as something other than one request.
+func (h Header) check() error {
+	for _, f := range h {
+		if !httpguts.ValidHeaderFieldName(f.Name) || !httpguts.ValidHeaderFieldValue(f.Value) {
+			return errHeader
+		}
+		switch http.CanonicalHeaderKey(f.Name) {
+		case "Host", "Content-Length", "Transfer-Encoding", "Trailer", "Connection":
+			return errHeader
 		}
 	}
-	if _, set := req.Header["User-Agent"]; !set {
-		req.Header["User-Agent"] = []string{c.cfg.UserAgent}
-	}
-	return req, withPort(host, req.URL.Scheme), nil
-}
-
-// withPort adds the scheme's port to a host that names none.
-func withPort(host, scheme string) string {
-	switch {
-	case strings.LastIndexByte(host, ':') > strings.LastIndexByte(host, ']'):
-		return host
-	case scheme == "https":
-		return host + ":443"
-	}
-	return host + ":80"
+	return nil
 }
 
 // overHTTP1 is Post over HTTP/1.1. Its error is errHTTP2 if the endpoint prefers HTTP/2, and nothing was sent.
-func (c *Client) overHTTP1(ctx context.Context, req *http.Request, address string, start time.Time) (Result, error) {
+func (c *Client) overHTTP1(ctx context.Context, t *target, r Request, start time.Time) (Result, error) {
 	deadline := start.Add(c.cfg.Timeout)
 	if ctx.Err() != nil {
 		return failed(ctx, ctx.Err(), start), nil
 	}
-	h, err := c.pool.enter(ctx, req.URL.Scheme+" "+address, deadline)
+	h, err := c.pool.enter(ctx, t.host, deadline)
 	if err != nil {
 		return failed(ctx, err, start), nil
 	}
 	var again *conn // can be used again
 	defer func() { c.pool.leave(h, again) }()
-	cn, err := c.connection(ctx, h, req.URL.Scheme, address, deadline)
+	cn, err := c.connection(ctx, h, t, deadline)
 	if errors.Is(err, errHTTP2) {
 		return Result{}, err
 	}
@@ -345,7 +329,7 @@ func (c *Client) overHTTP1(ctx context.Context, req *http.Request, address strin
 		return failed(ctx, err, start), nil
 	}
 	goOn := context.AfterFunc(ctx, cn.interrupt)
-	answer, err := cn.ask(req, c.cfg.HeaderLimit)
+	answer, err := cn.ask(t, r, c.cfg)
 	if err == nil {
 		err = checkStatus(answer)
 	}
@@ -369,7 +353,7 @@ func (c *Client) overHTTP1(ctx context.Context, req *http.Request, address strin
 }
 
 // connection returns a connection to a host on which nothing has been sent yet, or that is idle.
-func (c *Client) connection(ctx context.Context, h *host, scheme, address string, deadline time.Time) (*conn, error) {
+func (c *Client) connection(ctx context.Context, h *host, t *target, deadline time.Time) (*conn, error) {
 	for cn := c.pool.take(h); cn != nil; cn = c.pool.take(h) {
 		if cn.SetDeadline(deadline) == nil && cn.alive() {
 			return cn, nil
@@ -378,7 +362,7 @@ func (c *Client) connection(ctx context.Context, h *host, scheme, address string
 	}
 	ctx, cancel := context.WithDeadlineCause(ctx, deadline, errTimeout)
 	defer cancel()
-	raw, err := c.connect(ctx, scheme, address)
+	raw, err := c.connect(ctx, t.scheme, t.address)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return nil, cause
 	}
@@ -386,7 +370,7 @@ func (c *Client) connection(ctx context.Context, h *host, scheme, address string
 		return nil, err
 	}
 	if speaksHTTP2(raw) {
-		c.offer(address, raw)
+		c.offer(t.address, raw)
 		return nil, errHTTP2
 	}
 	cn := newConn(h, raw)
@@ -399,15 +383,23 @@ func (c *Client) connection(ctx context.Context, h *host, scheme, address string
 
 // overHTTP2 is Post over the transport. It uses that directly, since what an http.Client adds (redirects, cookies,
 // credentials of the URL) is what we must not do.
-func (c *Client) overHTTP2(ctx context.Context, req *http.Request, address string, start time.Time) Result {
-	defer c.withdraw(address)
+func (c *Client) overHTTP2(ctx context.Context, t *target, r Request, start time.Time) Result {
+	defer c.withdraw(t.address)
 	// One timer, set twice: first for the head, then for the body.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	cutOff := time.AfterFunc(time.Until(start.Add(c.cfg.Timeout)), func() { cancel(errTimeout) })
 	defer cutOff.Stop()
 
-	answer, err := c.transport.RoundTrip(req.WithContext(ctx))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, bytes.NewReader(r.Body))
+	if err != nil {
+		return failed(ctx, &invalidError{errUnreadableURL}, start) // err would repeat it
+	}
+	req.Header.Set("User-Agent", c.cfg.UserAgent)
+	for _, f := range r.Header {
+		req.Header.Set(f.Name, f.Value)
+	}
+	answer, err := c.transport.RoundTrip(req)
 	if err == nil {
 		err = checkStatus(answer)
 	}

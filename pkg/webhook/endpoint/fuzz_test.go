@@ -1,6 +1,12 @@
 package endpoint_test
 
 import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -8,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 )
 
@@ -26,6 +33,85 @@ func FuzzParseRetryAfter(f *testing.F) {
 			t.Fatalf("%q: %s, %t", value, d, ok)
 		}
 	})
+}
+
+// Whatever the URL, the fields and the body, an endpoint reads that one request, as net/http would have written it, and
+// nothing more.
+func FuzzPost(f *testing.F) {
+	for _, one := range []struct{ url, name, value, body string }{
+		{"http://clinic.example", "X-Event-Type", "appointment.created", "{}"},
+		{"http://clinic.example:8080/a%20b/../c?d=e&f=%zz", "User-Agent", "x", ""},
+		{"http://[2001:db8::1]/?", "X-A", " spaces ", "\r\n\r\nPOST / HTTP/1.1\r\n"},
+		{"http://bücher.example/ü?ü=\xff", "X-A", "ü", "body"},
+		{"http://clinic.example//other.example/", "Host", "other.example", ""},
+		{"http://clinic.example/", "X-A", "a\r\nX-B: c", ""},
+		{"http://clinic.example/", "Content-Length", "1", "ab"},
+		{"http://CLINIC.example.:080/", "x-a", "", "b"},
+	} {
+		f.Add(one.url, one.name, one.value, []byte(one.body))
+	}
+	f.Fuzz(func(t *testing.T, url, name, value string, body []byte) {
+		received := make(chan []byte, 1)
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			go func() {
+				var all bytes.Buffer
+				if request, err := http.ReadRequest(bufio.NewReader(io.TeeReader(theirs, &all))); err == nil {
+					_, _ = io.Copy(io.Discard, request.Body) // reread finds what is wrong
+				}
+				_, _ = io.WriteString(theirs, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+				_, _ = io.Copy(&all, theirs)
+				received <- all.Bytes()
+			}()
+			return ours, nil
+		}
+		client, err := endpoint.New(endpoint.Config{Dial: dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		if !strings.HasPrefix(url, "http:") {
+			return // it is not sent, or over TLS
+		}
+		got := client.Post(t.Context(), endpoint.Request{URL: url, Header: endpoint.Header{{name, value}}, Body: body})
+		if got.Class == endpoint.ClassInvalid {
+			return
+		}
+		expect(t, got, 200, "")
+		want, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
+		if err != nil {
+			t.Fatalf("%q is sent and no URL: %v", url, err)
+		}
+		want.Header.Set("User-Agent", webhook.UserAgent)
+		want.Header[http.CanonicalHeaderKey(name)] = []string{value}
+		var written bytes.Buffer
+		if err := want.Write(&written); err != nil {
+			t.Fatalf("net/http does not write a request to %q: %v", url, err)
+		}
+		if a, b := reread(t, <-received), reread(t, written.Bytes()); a != b {
+			t.Fatalf("the endpoint reads\n%s\ninstead of\n%s", a, b)
+		}
+	})
+}
+
+// reread returns what an endpoint makes of the bytes of a request, as text in a
+// fixed order, with what comes after it.
+func reread(t *testing.T, raw []byte) string {
+	t.Helper()
+	in := bufio.NewReader(bytes.NewReader(raw))
+	r, err := http.ReadRequest(in)
+	if err != nil {
+		t.Fatalf("read %q: %v", raw, err)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatalf("read the body of %q: %v", raw, err)
+	}
+	rest, _ := io.ReadAll(in)
+	if r.UserAgent() == "" {
+		r.Header.Del("User-Agent") // net/http leaves it out
+	}
+	return fmt.Sprintf("%s %s %s %s %v %q %q", r.Method, r.RequestURI, r.Proto, r.Host, r.Header, body, rest)
 }
 
 // A URL that is taken can be made a request of, leads to no forbidden address

@@ -31,14 +31,8 @@ var (
 // CheckURL says in one sentence what keeps a URL from being an endpoint. It resolves nothing: a name that leads to a
 // forbidden address is only found out, and refused, when it is dialled. The error never repeats parts of the URL.
 func (c *Client) CheckURL(raw string) error {
-	if err := checkText(raw); err != nil {
-		return err
-	}
-	u, err := url.Parse(raw)
+	u, err := parse(raw)
 	if err != nil {
-		return errUnreadableURL
-	}
-	if err := checkParts(u); err != nil {
 		return err
 	}
 	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
@@ -57,8 +51,8 @@ func (c *Client) CheckURL(raw string) error {
 	return nil
 }
 
-// checkText and checkParts check a URL before and after it was parsed, for all that can be said without knowing which
-// addresses are allowed. They run before each POST too: a stored URL may be older than a rule here.
+// checkText and checkParts check a URL before and after it was parsed. They run before a POST too: a stored URL may be
+// older than a rule here.
 func checkText(raw string) error {
 	switch {
 	case len(raw) > maxURL:

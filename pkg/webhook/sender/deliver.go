@@ -197,8 +197,8 @@ func (s *Sender) attempt(j *job, sub *webhook.Subscription, signer *webhook.Sign
 	if j.d.Attempt > 1 {
 		s.metrics.lateness.Observe(at.Sub(j.d.NotBefore).Seconds())
 	}
-	header := make(http.Header, 10)
-	signer.Sign(header.Set, j.d, at)
+	header := make(endpoint.Header, 0, 10)
+	signer.Sign(header.Add, j.d, at)
 	result := s.cfg.Client.Post(j.p.hard, endpoint.Request{URL: sub.TargetURL, Header: header, Body: j.d.Body})
 	if j.p.hard.Err() != nil && result.Status == 0 {
 		// Stopped in the middle: nobody knows whether it arrived. The claim stays,
