@@ -13,8 +13,9 @@ import (
 	"github.com/arsmedicatech/webhooks/pkg/webhook/replay"
 )
 
-// redeliveryTimeout bounds commands that count or look for something first.
-const redeliveryTimeout = 30 * time.Second
+// redeliveryTimeout bounds commands that count or look for something first, and
+// wait for their turn before that.
+const redeliveryTimeout = 40 * time.Second
 
 // anywhere answers a request that changes something and that any instance may
 // carry out.

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/arsmedicatech/webhooks/internal/appointment"
 	"github.com/arsmedicatech/webhooks/internal/writer"
@@ -52,7 +53,7 @@ type Config struct {
 	// topics at once.
 	Deliveries Deliveries
 	// Limit bounds how long a range is counted or a delivery is looked for in the
-	// topics. Default 10 s.
+	// topics, and how long either waits for its turn before. Default 10 s.
 	Limit time.Duration
 }
 
@@ -61,12 +62,18 @@ type Service struct {
 	cfg    Config
 	client *kgo.Client
 	adm    *kadm.Client
+	// places are for what reads topics, see maxReaders.
+	places *semaphore.Weighted
 }
 
 const (
 	// maxOpen bounds the replays that are worked on at the same time: each of them
 	// has a reader.
 	maxOpen = 32
+	// maxReaders bounds the counts and searches that go on at the same time, each of
+	// which has a consumer that reads as fast as the broker sends: many requests at
+	// once would take memory and network from everything else. The others wait.
+	maxReaders = 4
 	// MaxRate bounds the rate of a replay, in deliveries per second.
 	MaxRate = 100_000
 	// writeTimeout bounds the append of a record.
@@ -76,6 +83,10 @@ const (
 
 // ErrTooLong says that a delivery was not found in the time that there is for it.
 var ErrTooLong = errors.New("looking for the delivery takes too long")
+
+// ErrBusy says that too much else was being counted and looked for, and that
+// nothing was done.
+var ErrBusy = errors.New("too many counts and searches at the same time")
 
 // New makes the service; Close ends it.
 func New(cfg Config) (*Service, error) {
@@ -90,7 +101,7 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to Kafka: %w", err)
 	}
-	return &Service{cfg: cfg, client: client, adm: kadm.NewClient(client)}, nil
+	return &Service{cfg: cfg, client: client, adm: kadm.NewClient(client), places: semaphore.NewWeighted(maxReaders)}, nil
 }
 
 // Close ends the connection.
@@ -121,8 +132,27 @@ func (s *Service) Count(ctx context.Context, subscriptionID string, ask Ask) (n 
 	if err != nil {
 		return 0, false, err
 	}
+	leave, err := s.place(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	defer leave()
 	return s.count(ctx, request)
 }
+
+// place waits for a place among the readers; leave gives it back.
+func (s *Service) place(ctx context.Context) (leave func(), err error) {
+	if !s.places.TryAcquire(1) {
+		waiting, cancel := context.WithTimeout(ctx, s.cfg.Limit)
+		defer cancel()
+		if err := s.places.Acquire(waiting, 1); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+		}
+	}
+	return func() { s.places.Release(1) }, nil
+}
+
+// count takes a place.
 
 func (s *Service) count(ctx context.Context, r *webhook.ReplayRequest) (int64, bool, error) {
 	n, estimated, err := replay.Count(ctx, s.cfg.Kafka, s.cfg.Topics, r, s.cfg.Limit)
@@ -172,6 +202,11 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 	}
 	request.ID, request.Fingerprint = id, m.Idempotency
 	request.CreatedAt, request.CreatedBy = time.Now().UTC().Truncate(time.Microsecond), m.Actor // lists are in this order
+	leave, err := s.place(ctx)
+	if err != nil {
+		return replay.Replay{}, err
+	}
+	defer leave()
 	if request.Total, request.Estimated, err = s.count(ctx, request); err != nil {
 		return replay.Replay{}, err
 	}
@@ -256,6 +291,11 @@ func (s *Service) Cancel(ctx context.Context, m appointment.Meta, subscriptionID
 // Resend sends a delivery's event again to its subscription, whatever became of
 // it, and returns the id of the new delivery.
 func (s *Service) Resend(ctx context.Context, m appointment.Meta, deliveryID string) (string, error) {
+	leave, err := s.place(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	found, err := s.find(ctx, deliveryID)
 	if err != nil {
 		return "", err

@@ -3,7 +3,9 @@ package redelivery_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,5 +205,86 @@ func TestDeliveriesAreAskedFirst(t *testing.T) {
 	}
 	if _, err := s.Resend(t.Context(), meta(""), uuid.NewString()); err == nil {
 		t.Error("a delivery that nobody knows is sent again")
+	}
+}
+
+// gate holds up the next clients that are made, as many as it is set to.
+type gate struct {
+	left atomic.Int64
+	// came has one of each that it holds up, until open is closed.
+	came, open chan struct{}
+}
+
+// OnNewClient implements kgo.HookNewClient.
+func (g *gate) OnNewClient(*kgo.Client) {
+	if g.left.Add(-1) >= 0 {
+		g.came <- struct{}{}
+		<-g.open
+	}
+}
+
+// gated returns a service of which the next readers are held up.
+func gated(t *testing.T, conf kafka.Config, readers int64, limit time.Duration) (*redelivery.Service, *gate) {
+	t.Helper()
+	g := &gate{came: make(chan struct{}), open: make(chan struct{})}
+	s := service(t, conf, func(c *redelivery.Config) {
+		c.Kafka, c.Limit = append(slices.Clip(c.Kafka), kgo.WithHooks(g)), limit
+	})
+	g.left.Store(readers)
+	return s, g
+}
+
+// What reads topics has four readers at the same time, whatever is asked for. The
+// others wait for their turn, but neither longer than the limit nor without
+// somebody who asks.
+func TestReadersAreBounded(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	event(t, testenv.Client(t, conf), conf.Topics().Events())
+	ask := redelivery.Ask{From: "earliest"}
+	count := func(s *redelivery.Service) func() error {
+		return func() error {
+			_, _, err := s.Count(t.Context(), subscriptionID, ask)
+			return err
+		}
+	}
+	replays := func(s *redelivery.Service) error {
+		_, err := s.Replay(t.Context(), appointment.Meta{}, subscriptionID, ask)
+		return err
+	}
+	recovers := func(s *redelivery.Service) error {
+		_, err := s.Recover(t.Context(), appointment.Meta{}, subscriptionID, time.Unix(1, 0))
+		return err
+	}
+	resends := func(ctx context.Context, s *redelivery.Service) error {
+		_, err := s.Resend(ctx, appointment.Meta{}, uuid.NewString())
+		return err
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	hasty, shut := gated(t, conf, 4, time.Millisecond)
+	patient, held := gated(t, conf, 4, time.Hour)
+	var counts errgroup.Group
+	for range 4 {
+		counts.Go(count(hasty))
+		<-shut.came
+		counts.Go(count(patient))
+		<-held.came
+	}
+	for name, err := range map[string]error{
+		"count": count(hasty)(), "replay": replays(hasty), "recovery": recovers(hasty), "resend": resends(t.Context(), hasty),
+		"resend that nobody waits for": resends(gone, patient),
+	} {
+		if !errors.Is(err, redelivery.ErrBusy) {
+			t.Errorf("a %s beside four counts: %v", name, err)
+		}
+	}
+	counts.Go(count(patient)) // has its turn when the others are done
+	close(shut.open)
+	close(held.open)
+	if err := counts.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := replays(hasty); err != nil {
+		t.Errorf("with places free again: %v", err)
 	}
 }
