@@ -233,7 +233,9 @@ func (s *server) listAppointments(w http.ResponseWriter, r *http.Request) {
 			return answer{}, err
 		}
 		body := appointmentsBody{Success: true, Total: len(found)}
-		found, body.NextCursor, err = page(q, 0, found, func(a *appointment.Appointment) string { return a.ID })
+		found, body.NextCursor, err = page(r, 0, found, func(a *appointment.Appointment) key {
+			return key{a.Date + " " + a.Start, a.ID}
+		}, ascending, f.Date, f.PatientID, f.ProviderID, string(f.Status))
 		if err != nil {
 			return answer{}, err
 		}
@@ -299,7 +301,9 @@ func (s *server) history(w http.ResponseWriter, r *http.Request) {
 			return answer{}, err
 		}
 		body := historyBody{Success: true}
-		found, body.NextCursor, err = page(r.URL.Query(), 0, found, func(e events.Event) string { return e.ID })
+		found, body.NextCursor, err = page(r, 0, found, func(e events.Event) key {
+			return key{fmt.Sprintf("%010d", e.Data.Version), e.ID}
+		}, ascending)
 		if err != nil {
 			return answer{}, err
 		}

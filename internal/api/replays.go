@@ -204,7 +204,9 @@ func (s *server) listReplays(w http.ResponseWriter, r *http.Request) {
 		}
 		const usual = 50
 		body := replaysBody{Success: true, Replays: []replayJSON{}, Total: len(found)}
-		found, body.NextCursor, err = page(r.URL.Query(), usual, found, func(one replay.Replay) string { return one.Request.ID })
+		found, body.NextCursor, err = page(r, usual, found, func(one replay.Replay) key {
+			return key{byTime(one.Request.CreatedAt), one.Request.ID}
+		}, newestFirst)
 		if err != nil {
 			return answer{}, err
 		}

@@ -179,7 +179,9 @@ func (s *server) listSubscriptions(w http.ResponseWriter, r *http.Request) {
 			return answer{}, err
 		}
 		body := subscriptionsBody{Success: true, Total: len(found)}
-		found, body.NextCursor, err = page(q, 0, found, func(sub *webhook.Subscription) string { return sub.ID })
+		found, body.NextCursor, err = page(r, 0, found, func(sub *webhook.Subscription) key {
+			return key{byTime(sub.CreatedAt), sub.ID}
+		}, newestFirst, q.Get("event_name"), q.Get("enabled"))
 		if err != nil {
 			return answer{}, err
 		}

@@ -3,6 +3,7 @@
 package subscription
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -436,10 +437,7 @@ func (s *Service) List(ctx context.Context, eventName string, enabled *bool) ([]
 		}
 	}
 	slices.SortFunc(found, func(a, b *webhook.Subscription) int {
-		if c := b.CreatedAt.Compare(a.CreatedAt); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ID, b.ID)
+		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
 	})
 	return found, nil
 }
