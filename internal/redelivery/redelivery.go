@@ -180,21 +180,15 @@ func (s *Service) Recover(ctx context.Context, m appointment.Meta, subscriptionI
 // start writes a request, unless the same command has written it before.
 func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID string, ask func(webhook.Registered) (*webhook.ReplayRequest, error)) (replay.Replay, error) {
 	id := idOf(m)
-	if err := s.sync(ctx); err != nil {
-		return replay.Replay{}, err
-	}
-	if m.Idempotency != "" {
-		if r, ok := s.cfg.Replays.Get(id); ok {
-			return first(r, m)
-		}
+	if r, made, err := s.made(ctx, id, m); made || err != nil {
+		return r, err
 	}
 	sub, err := s.enabled(ctx, subscriptionID)
 	if err != nil {
 		return replay.Replay{}, err
 	}
-	if len(s.cfg.Replays.Open()) >= maxOpen {
-		return replay.Replay{}, refusal(appointment.Conflict, "too_many_replays",
-			fmt.Sprintf("There are %d replays under way: wait until one has ended, or cancel one", maxOpen))
+	if err := s.room(); err != nil {
+		return replay.Replay{}, err
 	}
 	request, err := ask(sub)
 	if err != nil {
@@ -208,6 +202,15 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 	}
 	defer leave()
 	if request.Total, request.Estimated, err = s.count(ctx, request); err != nil {
+		return replay.Replay{}, err
+	}
+	// While it was counted others may have been accepted, and so the same. What is
+	// written between this look and the write is not seen, but of each instance
+	// that is no more than has a place.
+	if r, made, err := s.made(ctx, id, m); made || err != nil {
+		return r, err
+	}
+	if err := s.room(); err != nil {
 		return replay.Replay{}, err
 	}
 	record, err := request.Encode(s.cfg.Topics.Replays())
@@ -226,6 +229,29 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 		return replay.Replay{}, fmt.Errorf("%w: replay %s was written and is not there", writer.ErrUnknown, id)
 	}
 	return first(r, m)
+}
+
+// made returns the replay that the same command has made before, if it has.
+func (s *Service) made(ctx context.Context, id string, m appointment.Meta) (r replay.Replay, made bool, err error) {
+	if err := s.sync(ctx); err != nil {
+		return replay.Replay{}, false, err
+	}
+	if m.Idempotency == "" {
+		return replay.Replay{}, false, nil
+	}
+	if r, made = s.cfg.Replays.Get(id); made {
+		r, err = first(r, m)
+	}
+	return r, made, err
+}
+
+// room refuses one more replay if as many as can be are under way.
+func (s *Service) room() error {
+	if len(s.cfg.Replays.Open()) < maxOpen {
+		return nil
+	}
+	return refusal(appointment.Conflict, "too_many_replays",
+		fmt.Sprintf("There are %d replays under way: wait until one has ended, or cancel one", maxOpen))
 }
 
 // first returns a replay as it was when it was accepted.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
@@ -286,5 +287,52 @@ func TestReadersAreBounded(t *testing.T) {
 	}
 	if err := replays(hasty); err != nil {
 		t.Errorf("with places free again: %v", err)
+	}
+}
+
+// Whoever has been counting looks again before writing: others may have taken the
+// last place, or used the key for something else.
+func TestLooksAgainAfterCounting(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	client := testenv.Client(t, conf)
+	event(t, client, conf.Topics().Events())
+	slow, gate := gated(t, conf, 3, time.Minute)
+	quick := service(t, conf, nil)
+	type command struct {
+		meta appointment.Meta
+		err  error
+	}
+	ask := redelivery.Ask{From: "earliest"}
+	commands := map[string]*command{"last place": {}, "key": {meta: meta("a")}, "repeat": {meta: meta("b")}}
+	var counting errgroup.Group
+	for _, c := range commands {
+		counting.Go(func() error {
+			_, c.err = slow.Replay(t.Context(), c.meta, subscriptionID, ask)
+			return nil
+		})
+		<-gate.came
+	}
+	for i := range 32 {
+		m := appointment.Meta{}
+		if i == 0 {
+			m = meta("b")
+		}
+		if _, err := quick.Replay(t.Context(), m, subscriptionID, ask); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(gate.open)
+	_ = counting.Wait()
+	for name, want := range map[string]string{"last place": "too_many_replays", "key": "idempotency_key_reused"} {
+		if refused, ok := errors.AsType[*appointment.Refusal](commands[name].err); !ok || refused.Code != want {
+			t.Errorf("%s: %v, want %s", name, commands[name].err, want)
+		}
+	}
+	if err := commands["repeat"].err; err != nil {
+		t.Errorf("the repeat of what was accepted: %v", err)
+	}
+	_, ends, err := replay.Bounds(t.Context(), kadm.NewClient(client), conf.Topics().Replays())
+	if err != nil || ends[0] != 32 {
+		t.Errorf("%d records written (%v), want one of each replay that was accepted", ends, err)
 	}
 }
