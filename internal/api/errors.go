@@ -71,8 +71,6 @@ func explain(err error) *problem {
 		return unavailable("status_unavailable", "The status of deliveries can't be looked up at the moment: try again")
 	case errors.Is(err, session.ErrUnavailable):
 		return unavailable("sessions_unavailable", "Sessions can't be looked up at the moment: try again")
-	case errors.Is(err, redelivery.ErrTooLong):
-		return unavailable("search_too_long", "The delivery was not found in the time that there is for looking: try again")
 	case errors.Is(err, redelivery.ErrBusy):
 		return unavailable("too_busy", "Too many ranges are being counted and deliveries looked for at the moment, and nothing was done: "+
 			"repeat the request, a command with the same Idempotency-Key")

@@ -44,7 +44,7 @@ func (s *Service) search(ctx context.Context, id string) (found webhook.Attempt,
 	look := func(topics ...string) error {
 		var ranges []replay.Range
 		for _, topic := range topics {
-			b, err := s.bounds(searching, topic)
+			b, err := s.bounds(ctx, topic) // a broker that is away is no long search
 			if err != nil {
 				return err
 			}
@@ -63,7 +63,9 @@ func (s *Service) search(ctx context.Context, id string) (found webhook.Attempt,
 	case ok:
 		return found, true, nil
 	case err != nil && searching.Err() != nil && ctx.Err() == nil:
-		return found, false, ErrTooLong
+		// Another search would take as long.
+		return found, false, refusal(appointment.Conflict, "search_too_long", "The delivery was not found in the time that there is for looking, "+
+			"and nothing was sent: have the time of its event replayed, or what failed since then recovered")
 	case err != nil:
 		return found, false, unavailable(err)
 	}

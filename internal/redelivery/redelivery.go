@@ -81,9 +81,6 @@ const (
 	defaultLimit = 10 * time.Second
 )
 
-// ErrTooLong says that a delivery was not found in the time that there is for it.
-var ErrTooLong = errors.New("looking for the delivery takes too long")
-
 // ErrBusy says that too much else was being counted and looked for, and that
 // nothing was done.
 var ErrBusy = errors.New("too many counts and searches at the same time")

@@ -138,7 +138,11 @@ func TestRepeatsAtTheSameTime(t *testing.T) {
 // not said to be missing.
 func TestLimit(t *testing.T) {
 	conf := testenv.Kafka(t, nil)
-	event(t, testenv.Client(t, conf), conf.Topics().Events())
+	client := testenv.Client(t, conf)
+	event(t, client, conf.Topics().Events())
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: conf.Topics().DeadLetters(), Value: []byte("{}")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
 	s := service(t, conf, func(c *redelivery.Config) { c.Limit = time.Nanosecond })
 	n, estimated, err := s.Count(t.Context(), subscriptionID, redelivery.Ask{From: "earliest"})
 	if err != nil || !estimated || n != 1 {
@@ -148,7 +152,8 @@ func TestLimit(t *testing.T) {
 	if err != nil || !r.Request.Estimated {
 		t.Errorf("replay %+v, %v", r.Request, err)
 	}
-	if _, err := s.Resend(t.Context(), appointment.Meta{}, uuid.NewString()); !errors.Is(err, redelivery.ErrTooLong) {
+	_, err = s.Resend(t.Context(), appointment.Meta{}, uuid.NewString())
+	if refused, ok := errors.AsType[*appointment.Refusal](err); !ok || refused.Kind != appointment.Conflict || refused.Code != "search_too_long" {
 		t.Errorf("a delivery that can't be found in time: %v", err)
 	}
 }
