@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -12,30 +11,51 @@ import (
 )
 
 // history reads single events from the log. The state keeps their offsets, not
-// the events: most appointments' pasts are never asked for.
+// the events: most appointments' pasts are never asked for. Each partition has a
+// reader of its own: one that is slow to answer holds up nobody else's.
 type history struct {
-	topic  string
-	mu     sync.Mutex // one read at a time
+	topic   string
+	readers []reader // by partition
+}
+
+// reader reads a partition, one read at a time. It does not connect before the
+// first.
+type reader struct {
+	turn   chan struct{} // full during a read
 	client *kgo.Client
 }
 
-func newHistory(opts []kgo.Opt, topic string) (*history, error) {
-	client, err := kgo.NewClient(append(slices.Clone(opts),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.FetchMaxPartitionBytes(64<<10), // one event is wanted, not what follows
-	)...)
-	if err != nil {
-		return nil, fmt.Errorf("make reader of %s: %w", topic, err)
+func newHistory(opts []kgo.Opt, topic string, partitions int) (*history, error) {
+	h := &history{topic: topic}
+	for range partitions {
+		client, err := kgo.NewClient(append(slices.Clone(opts),
+			kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+			kgo.FetchMaxPartitionBytes(64<<10), // one event is wanted, not what follows
+		)...)
+		if err != nil {
+			h.close()
+			return nil, fmt.Errorf("make reader of %s: %w", topic, err)
+		}
+		h.readers = append(h.readers, reader{make(chan struct{}, 1), client})
 	}
-	return &history{topic: topic, client: client}, nil
+	return h, nil
 }
 
-func (h *history) close() { h.client.Close() }
+func (h *history) close() {
+	for _, r := range h.readers {
+		r.client.Close()
+	}
+}
 
 // read returns the events at the offsets of a partition, which ascend.
 func (h *history) read(ctx context.Context, partition int32, offsets []int64) ([]events.Event, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	turn := h.readers[partition].turn
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for other reads of %s[%d]: %w", h.topic, partition, ctx.Err())
+	}
 	found := make([]events.Event, 0, len(offsets))
 	for len(found) < len(offsets) {
 		records, err := h.fetch(ctx, partition, offsets[len(found)])
@@ -59,9 +79,10 @@ func (h *history) read(ctx context.Context, partition int32, offsets []int64) ([
 // fetch returns some records from the offset on, the first of them at it.
 func (h *history) fetch(ctx context.Context, partition int32, offset int64) ([]*kgo.Record, error) {
 	at := map[string]map[int32]kgo.Offset{h.topic: {partition: kgo.NewOffset().At(offset)}}
-	h.client.AddConsumePartitions(at)
-	defer h.client.RemoveConsumePartitions(map[string][]int32{h.topic: {partition}})
-	fetches := h.client.PollFetches(ctx)
+	client := h.readers[partition].client
+	client.AddConsumePartitions(at)
+	defer client.RemoveConsumePartitions(map[string][]int32{h.topic: {partition}})
+	fetches := client.PollFetches(ctx)
 	if err := fetches.Err(); err != nil {
 		return nil, fmt.Errorf("read %s[%d] at %d: %w", h.topic, partition, offset, err)
 	}

@@ -102,7 +102,7 @@ func New(cfg Config, partitions int) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.history, err = newHistory(cfg.Kafka, cfg.Topic)
+	s.history, err = newHistory(cfg.Kafka, cfg.Topic, partitions)
 	return s, err
 }
 
