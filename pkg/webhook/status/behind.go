@@ -2,7 +2,6 @@ package status
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -13,7 +12,7 @@ const endsFor = time.Second
 
 // ends are the ends of the logs, looked up at most once a second.
 type ends struct {
-	mu    sync.Mutex // held during a look-up: who asks meanwhile shares it
+	turn  chan struct{} // full during a look-up: who asks meanwhile shares it
 	at    time.Time
 	known []end
 }
@@ -51,8 +50,12 @@ func missing(known []end, positions map[string]int64) int {
 
 // lookUp returns the ends of the logs, and the keys of their positions.
 func (p *Projection) lookUp(ctx context.Context) ([]end, []string, error) {
-	p.ends.mu.Lock()
-	defer p.ends.mu.Unlock()
+	select {
+	case p.ends.turn <- struct{}{}:
+		defer func() { <-p.ends.turn }()
+	case <-ctx.Done():
+		return nil, nil, unavailable("wait for the ends of the deliveries' topics", ctx.Err())
+	}
 	if p.ends.known == nil || time.Since(p.ends.at) > endsFor {
 		asked := time.Now()
 		known, err := p.findEnds(ctx)

@@ -163,7 +163,10 @@ func New(cfg Config) (*Projection, error) {
 	setDefault(&opts.DialTimeout, time.Second)
 	setDefault(&opts.ReadTimeout, 2*time.Second)
 	setDefault(&opts.WriteTimeout, 2*time.Second)
-	p := &Projection{cfg: cfg, redis: redis.NewClient(&opts), kafka: client, adm: kadm.NewClient(client), metrics: m, poison: poison}
+	p := &Projection{
+		cfg: cfg, redis: redis.NewClient(&opts), kafka: client, adm: kadm.NewClient(client), metrics: m, poison: poison,
+		ends: ends{turn: make(chan struct{}, 1)},
+	}
 	p.trimmer = newTrimmer(p)
 	return p, nil
 }
