@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/semaphore"
 
@@ -379,9 +380,14 @@ func (s *Service) deliver(ctx context.Context, d *webhook.Delivery) error {
 	return s.write(ctx, record)
 }
 
-// write appends a record. After an error it may be there or not.
+// write appends a record. After an error it may be there or not, unless that is a
+// refusal.
 func (s *Service) write(ctx context.Context, record *kgo.Record) error {
-	if err := s.client.ProduceSync(ctx, record).FirstErr(); err != nil {
+	err := s.client.ProduceSync(ctx, record).FirstErr()
+	switch {
+	case errors.Is(err, kerr.MessageTooLarge): // says the client, or the broker
+		return refusal(appointment.Conflict, "record_too_large", "What would have to be written is larger than the log takes, and nothing was done")
+	case err != nil:
 		return fmt.Errorf("%w: append to %s: %w", writer.ErrUnknown, record.Topic, err)
 	}
 	return nil

@@ -180,6 +180,43 @@ func TestTooMany(t *testing.T) {
 	}
 }
 
+// What is too large for the client or for the broker was surely not written.
+func TestTooLarge(t *testing.T) {
+	for _, whose := range []string{"client", "broker"} {
+		t.Run(whose, func(t *testing.T) {
+			conf := testenv.Kafka(t, nil)
+			client := testenv.Client(t, conf)
+			event(t, client, conf.Topics().Events())
+			if whose == "broker" {
+				topics := []string{conf.Topics().Backfill(), conf.Topics().Replays()}
+				set := []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: new("100")}}
+				altered, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), set, topics...)
+				for _, one := range altered {
+					err = errors.Join(err, one.Err)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := service(t, conf, func(c *redelivery.Config) {
+				if whose == "client" {
+					c.Kafka = append(slices.Clip(c.Kafka), kgo.ProducerBatchMaxBytes(512))
+				}
+			})
+			_, tested := s.Test(t.Context(), meta(""), subscriptionID)
+			_, replayed := s.Replay(t.Context(), meta(""), subscriptionID, redelivery.Ask{From: "earliest", ProviderID: strings.Repeat("p", 200)})
+			for what, err := range map[string]error{"test": tested, "replay": replayed} {
+				if refused, ok := errors.AsType[*appointment.Refusal](err); !ok || refused.Code != "record_too_large" {
+					t.Errorf("a %s: %v", what, err)
+				}
+			}
+			if all, err := s.List(t.Context(), subscriptionID); err != nil || len(all) > 0 {
+				t.Errorf("%d replays, %v; want none", len(all), err)
+			}
+		})
+	}
+}
+
 // known is somebody who knows deliveries.
 type known map[string]webhook.Attempt
 
