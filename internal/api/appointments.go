@@ -143,7 +143,9 @@ func (s *server) move(to appointment.Status, message string) http.HandlerFunc {
 }
 
 func (s *server) change(w http.ResponseWriter, r *http.Request, body []byte, c appointment.Change, message string) {
+	user := signedInUser(r)
 	s.command(w, r, body, func(ctx context.Context, m appointment.Meta) (answer, error) {
+		m.Allowed = func(a *appointment.Appointment) bool { return allowed(user)(a) && mayChange(user, a, c) }
 		a, err := s.cfg.Appointments.Change(ctx, m, c)
 		if err != nil {
 			return answer{}, err

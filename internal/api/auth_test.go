@@ -151,6 +151,31 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	}
 }
 
+// Whether an appointment took place is said by who gave it, not by the patient.
+func TestPatientSettlesNothing(t *testing.T) {
+	in := deploy(t).start(t, nil)
+	patient := in.as(session.Patient)
+	for i, role := range []session.Role{session.Admin, session.Staff, session.Provider} {
+		hour := strconv.Itoa(10 + 2*i)
+		for id, step := range map[string][2]string{
+			patient.book("patient:1", "provider:1", hour+":00", hour+":30"): {"complete", "completed"},
+			patient.book("patient:1", "provider:1", hour+":30", hour+":59"): {"no-show", "no_show"},
+		} {
+			path, put := "/api/appointments/"+id, `{"status":"`+step[1]+`"}`
+			for _, before := range []string{"scheduled", "confirmed"} {
+				patient.call("PUT", path, `{"status":"`+before+`","notes":"`+before+`"}`).want(http.StatusOK)
+				patient.call("POST", path+"/"+step[0], "").refused(http.StatusForbidden, "access_denied")
+				patient.call("PUT", path, put).refused(http.StatusForbidden, "access_denied")
+			}
+			in.as(role).call("POST", path+"/"+step[0], "").want(http.StatusOK)
+			patient.call("PUT", path, put).want(http.StatusOK) // says nothing new
+			patient.call("POST", path+"/cancel", "").refused(http.StatusConflict, "impossible_transition")
+		}
+		late := patient.book("patient:1", "provider:1", strconv.Itoa(11+2*i)+":00", strconv.Itoa(11+2*i)+":30")
+		patient.call("POST", "/api/appointments/"+late+"/cancel", "").want(http.StatusOK)
+	}
+}
+
 // Who may do what, with the own appointment and with somebody else's.
 func TestAccess(t *testing.T) {
 	in := deploy(t).start(t, nil)

@@ -109,6 +109,16 @@ func allowed(user session.User) func(*appointment.Appointment) bool {
 	}
 }
 
+// mayChange says whether the user may make that change of an appointment that is
+// theirs. Whether it took place is not for the patient to say; they may repeat what
+// was said, as the front end does with all that it knows.
+func mayChange(user session.User, a *appointment.Appointment, c appointment.Change) bool {
+	if user.Role != session.Patient || c.Status == nil || *c.Status == a.Status {
+		return true
+	}
+	return *c.Status != appointment.Completed && *c.Status != appointment.NoShow
+}
+
 // ifMatch returns the version that the request is meant for, 0 for any.
 func ifMatch(r *http.Request) (int, error) {
 	values := r.Header.Values("If-Match")

@@ -22,7 +22,7 @@ const (
 	Admin      Role = "admin"      // everything
 	Staff      Role = "staff"      // all appointments, no webhooks
 	Provider   Role = "provider"   // the own calendar: appointments whose provider_id is the user's id
-	Patient    Role = "patient"    // the own appointments: those whose patient_id is the user's id
+	Patient    Role = "patient"    // the own appointments: those whose patient_id is the user's id; not whether they took place
 	Integrator Role = "integrator" // webhooks, no appointments
 )
 
