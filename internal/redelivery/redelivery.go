@@ -221,7 +221,10 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 	if err := s.sync(ctx); err != nil {
 		return replay.Replay{}, fmt.Errorf("%w: %w", writer.ErrUnknown, err) // it was written
 	}
-	// If a repeat was written at the same time, the first of the two counts.
+	// If the key was used twice at the same time, the first of the two counts, and
+	// the replay's progress repeats it. Only as long as there is none, because the
+	// replay waits, compaction can leave the second alone to who then reads the topic
+	// anew. To write the first again would not help: what comes later is passed over.
 	r, ok := s.cfg.Replays.Get(id)
 	if !ok {
 		return replay.Replay{}, fmt.Errorf("%w: replay %s was written and is not there", writer.ErrUnknown, id)

@@ -92,6 +92,10 @@ type ReplayProgress struct {
 	// To is the request's: a request that is written twice, by a client's repeat,
 	// ends where it ended when work on it began.
 	To []int64 `json:"to"`
+	// Request is the one that is carried out, as it was when work on it began. Two
+	// that were written at the same time under one id, of which the first counts,
+	// have one key, and compaction keeps the later. Not there in older records.
+	Request *ReplayRequest `json:"request,omitempty"`
 	// Done counts the deliveries that were made, Unreadable the events that could
 	// not be.
 	Done       int64     `json:"done"`
@@ -151,15 +155,20 @@ func ParseReplayRequest(id string, value []byte) (*ReplayRequest, error) {
 	if err := json.Unmarshal(value, &r); err != nil {
 		return nil, fmt.Errorf("replay request: %w", err)
 	}
+	return &r, r.check(id)
+}
+
+// check says what is wrong with a request of that id.
+func (r *ReplayRequest) check(id string) error {
 	switch {
 	case r.ID != id:
-		return nil, errors.New("replay request: the id is not the record's key's")
+		return errors.New("replay request: the id is not the record's key's")
 	case r.SubscriptionID == "" || r.Source != SourceEvents && r.Source != SourceAttempts || len(r.EventNames) == 0:
-		return nil, errors.New("replay request: subscription_id, source and event_names are required")
+		return errors.New("replay request: subscription_id, source and event_names are required")
 	case len(r.From) == 0 || len(r.From) != len(r.To) || r.Rate < 0:
-		return nil, errors.New("replay request: from, to or rate make no sense")
+		return errors.New("replay request: from, to or rate make no sense")
 	}
-	return &r, nil
+	return nil
 }
 
 // ParseReplayCancel reads the value of a cancellation of that id.
@@ -185,6 +194,10 @@ func ParseReplayProgress(id string, value []byte) (*ReplayProgress, error) {
 		return nil, errors.New("progress of a replay: the id is not the record's key's")
 	case p.State == "" || len(p.Positions) == 0 || len(p.Positions) != len(p.To):
 		return nil, errors.New("progress of a replay: state, positions and to are required")
+	case p.Request != nil:
+		if err := p.Request.check(id); err != nil {
+			return nil, fmt.Errorf("progress of a replay: %w", err)
+		}
 	}
 	return &p, nil
 }

@@ -24,7 +24,7 @@ func TestReplayRecords(t *testing.T) {
 	cancel := &webhook.ReplayCancel{ID: id, At: now, By: "user:1"}
 	progress := &webhook.ReplayProgress{
 		ID: id, State: webhook.ReplayFailed, Reason: webhook.ReplayOutOfRange, Positions: []int64{3, 0}, To: []int64{9, 0},
-		Done: 2, Unreadable: 1, StartedAt: now, UpdatedAt: now,
+		Request: request, Done: 2, Unreadable: 1, StartedAt: now, UpdatedAt: now,
 	}
 	for kind, c := range map[string]struct {
 		record interface {

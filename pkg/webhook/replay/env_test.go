@@ -279,12 +279,13 @@ func (w *world) awaitState(id, state string) replay.Replay {
 // all returns the committed records of a topic as it is now.
 func (w *world) all(topic string) []*kgo.Record {
 	w.t.Helper()
-	to := w.ends(topic)
+	from, to, err := replay.Bounds(w.context(), w.adm, topic)
+	w.check(err)
 	var records []*kgo.Record
 	w.check(replay.Scan(w.context(), w.opts(), func(r *kgo.Record) bool {
 		records = append(records, r)
 		return true
-	}, replay.Range{Topic: topic, From: make([]int64, len(to)), To: to}))
+	}, replay.Range{Topic: topic, From: from, To: to}))
 	return records
 }
 

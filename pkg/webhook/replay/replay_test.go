@@ -511,6 +511,59 @@ func TestRequestWrittenTwice(t *testing.T) {
 	w.made(r, want)
 }
 
+// A replay that was begun stays what it was, and ends so, when the log keeps
+// nothing but a later request of the same id: they have one key.
+func TestOutlivesItsRequest(t *testing.T) {
+	w := newWorld(t)
+	w.events(1500) // more than fit in a transaction
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	later := w.request("webhook_subscription:1", events.Cancelled)
+	later.ID = r.ID
+	w.ask(r, later)
+	killed := w.replayer(func(step string) error {
+		if step == "committed" {
+			return errKilled
+		}
+		return nil
+	}).Serve(w.context())
+	if !errors.Is(killed, errKilled) {
+		t.Fatal(killed)
+	}
+	w.lose(w.topics.Replays(), 1)
+	w.replays, _ = w.table()
+	w.check(w.replays.Sync(w.context()))
+	if got, _ := w.replays.Get(r.ID); !slices.Equal(got.Request.EventNames, r.EventNames) || got.State() != webhook.ReplayRunning {
+		t.Errorf("it became %+v, %s", got.Request, got.State())
+	}
+	w.background(w.replayer(nil).Run)
+	w.awaitState(r.ID, webhook.ReplayDone)
+	w.made(r, w.log)
+
+	// Also when it had ended before the later one was written.
+	w.ask(later)
+	w.lose(w.topics.Replays(), w.ends(w.topics.Replays())[0]-3) // its last progress, a marker, and that
+	w.replays, _ = w.table()
+	w.check(w.replays.Sync(w.context()))
+	if got, _ := w.replays.Get(r.ID); got.Request == nil || !slices.Equal(got.Request.EventNames, r.EventNames) || got.State() != webhook.ReplayDone {
+		t.Errorf("it became %+v, %s", got.Request, got.State())
+	}
+}
+
+// lose removes what lies before an offset of a topic's only partition, as
+// compaction would that keeps the rest.
+func (w *world) lose(topic string, before int64) {
+	w.t.Helper()
+	altered, err := w.adm.AlterTopicConfigs(w.context(), []kadm.AlterConfig{{Name: "cleanup.policy", Value: new("delete")}}, topic)
+	w.check(err)
+	w.check(altered[0].Err)
+	offsets := kadm.Offsets{}
+	offsets.AddOffset(topic, 0, before, -1)
+	deleted, err := w.adm.DeleteRecords(w.context(), offsets)
+	w.check(err)
+	w.check(deleted.Error())
+}
+
 // What ended long ago is forgotten, and what is open is not.
 func TestForgets(t *testing.T) {
 	w := newWorld(t)

@@ -150,6 +150,7 @@ func (s *session) newJob(ctx context.Context, r Replay) (*job, error) {
 			ID: r.Request.ID, State: webhook.ReplayRunning, Positions: r.Request.From, To: r.Request.To, StartedAt: now, UpdatedAt: now,
 		}
 	}
+	j.progress.Request = r.Request
 	if r.Cancel != nil || r.Request.Source != webhook.SourceAttempts {
 		return j, nil
 	}

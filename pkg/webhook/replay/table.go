@@ -170,7 +170,7 @@ func (t *Table) put(rec *kgo.Record) error {
 				return err
 			}
 		}
-		if request == nil || r.Request == nil { // the first counts, see Progress.To
+		if request == nil || r.Request == nil { // the first counts, see ReplayProgress.Request
 			r.Request = request
 		}
 	case webhook.ReplayKindCancel:
@@ -186,6 +186,9 @@ func (t *Table) put(rec *kgo.Record) error {
 	}
 	if err != nil {
 		return err
+	}
+	if kind == webhook.ReplayKindProgress && r.Progress != nil && r.Progress.Request != nil {
+		r.Request = r.Progress.Request
 	}
 	if r == (Replay{}) {
 		delete(t.byID, id)
