@@ -150,8 +150,7 @@ func (s *Service) place(ctx context.Context) (leave func(), err error) {
 	return func() { s.places.Release(1) }, nil
 }
 
-// count takes a place.
-
+// count counts what a request covers; the caller has a place.
 func (s *Service) count(ctx context.Context, r *webhook.ReplayRequest) (int64, bool, error) {
 	n, estimated, err := replay.Count(ctx, s.cfg.Kafka, s.cfg.Topics, r, s.cfg.Limit)
 	if err != nil {
