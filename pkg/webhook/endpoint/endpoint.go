@@ -31,6 +31,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -298,16 +300,16 @@ func failed(ctx context.Context, err error, start time.Time) Result {
 // check refuses what could be read as more than a field, or as something other than one request.
 func (h Header) check() error {
 	for _, f := range h {
-		if !httpguts.ValidHeaderFieldName(f.Name) || !httpguts.ValidHeaderFieldValue(f.Value) {
-			return errHeader
-		}
-		switch http.CanonicalHeaderKey(f.Name) {
-		case "Host", "Content-Length", "Transfer-Encoding", "Trailer", "Connection":
+		ours := func(name string) bool { return strings.EqualFold(name, f.Name) }
+		if !httpguts.ValidHeaderFieldName(f.Name) || !httpguts.ValidHeaderFieldValue(f.Value) || slices.ContainsFunc(reserved, ours) {
 			return errHeader
 		}
 	}
 	return nil
 }
+
+// reserved are the fields that say where a request goes and ends.
+var reserved = []string{"Host", "Content-Length", "Transfer-Encoding", "Trailer", "Connection"}
 
 // overHTTP1 is Post over HTTP/1.1. Its error is errHTTP2 if the endpoint prefers HTTP/2, and nothing was sent.
 func (c *Client) overHTTP1(ctx context.Context, t *target, r Request, start time.Time) (Result, error) {
