@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -11,7 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -91,10 +92,12 @@ func (m *mac) end() {
 // what can be computed once.
 type Signer struct {
 	key, standardKey []byte
-	macs             sync.Pool // *macs
+	// idle is ready for another signature. Signing is short: hardly ever do two want
+	// it at a time. A sync.Pool for each secret would burden the collector.
+	idle atomic.Pointer[macs]
 }
 
-type macs struct{ plain, standard *mac }
+type macs struct{ plain, standard *mac } // the same if the keys are
 
 // NewSigner returns a Signer for a subscription's secret, as it was given by its
 // owner.
@@ -105,11 +108,11 @@ func NewSigner(secret string) *Signer {
 // Sign sets the header fields of one attempt at a delivery, made at that time.
 // set may be the method of an http.Header, or one that appends.
 func (s *Signer) Sign(set func(name, value string), d *Delivery, at time.Time) {
-	m, _ := s.macs.Get().(*macs)
+	m := s.idle.Swap(nil)
 	if m == nil {
-		m = &macs{newMAC(s.key), newMAC(s.standardKey)}
+		m = s.newMACs()
 	}
-	defer s.macs.Put(m)
+	defer s.idle.Store(m)
 	timestamp := strconv.FormatInt(at.Unix(), 10)
 	set("User-Agent", UserAgent)
 	set("Content-Type", "application/json")
@@ -123,6 +126,14 @@ func (s *Signer) Sign(set func(name, value string), d *Delivery, at time.Time) {
 	if d.Test() {
 		set(HeaderTest, "true")
 	}
+}
+
+func (s *Signer) newMACs() *macs {
+	plain := newMAC(s.key)
+	if bytes.Equal(s.key, s.standardKey) {
+		return &macs{plain, plain}
+	}
+	return &macs{plain, newMAC(s.standardKey)}
 }
 
 // Errors of Verify.

@@ -2,8 +2,10 @@ package webhook_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,5 +92,25 @@ func TestVerify(t *testing.T) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
 		})
+	}
+}
+
+func TestSignerIsSharedByMany(t *testing.T) {
+	for _, secret := range []string{"test-secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"} {
+		signer, now := webhook.NewSigner(secret), time.Now()
+		var all sync.WaitGroup
+		for n := range 8 {
+			all.Go(func() {
+				for i := range 200 {
+					d := &webhook.Delivery{ID: fmt.Sprintf("%d-%d", n, i), EventType: "appointment.created", Attempt: 1, Body: fmt.Appendf(nil, `{"n":%d}`, i)}
+					h := http.Header{}
+					signer.Sign(h.Set, d, now)
+					if err := webhook.Verify(secret, h, d.Body, now, time.Minute); err != nil {
+						t.Errorf("%s: %v", d.ID, err)
+					}
+				}
+			})
+		}
+		all.Wait()
 	}
 }
