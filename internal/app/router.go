@@ -26,7 +26,7 @@ type Router struct {
 	Instance     `embed:""`
 	From         string `name:"from" env:"FROM" placeholder:"WHERE" help:"Where to begin if the committed offsets are gone: earliest, latest or a time (RFC 3339)."`
 	Ahead        int    `name:"replay-ahead" env:"REPLAY_AHEAD" default:"10000" help:"Deliveries of replays that may wait for the senders, by partition. A replay that is cancelled discards them one by one."`
-	sole         bool   // no other process routes; transactional ids are new at each start: the embedded one
+	sole         bool   // no other process routes; transactional ids are new at each start, and commits not atomic: the embedded one
 }
 
 // Common implements run.Program.
@@ -81,7 +81,7 @@ func (r *Router) Run(ctx context.Context, env *run.Env) error {
 	}
 	replayer, err := replay.New(replay.Config{
 		Kafka: opts, Topics: topics, Group: r.Kafka.TopicPrefix + groupReplayer, Member: name, TransactionalID: fencing,
-		Readers: r.Kafka.TopicPrefix + groupSender, Ahead: r.Ahead,
+		Readers: r.Kafka.TopicPrefix + groupSender, Ahead: r.Ahead, Apart: r.sole,
 		Replays: replays, Subscriptions: subscriptions, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {

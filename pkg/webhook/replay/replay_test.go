@@ -108,6 +108,55 @@ func TestKilledBetweenSteps(t *testing.T) {
 	w.made(r, w.log)
 }
 
+// Where a commit may be left half done, no progress is ever there without the
+// deliveries that it counts, and who is killed between the two makes them again.
+func TestApart(t *testing.T) {
+	w := newWorld(t)
+	w.events(1500)
+	w.subscribe("webhook_subscription:1")
+	r := w.request("webhook_subscription:1")
+	w.ask(r)
+	apart := w.config()
+	apart.Apart = true
+	killed, err := replay.New(apart.WithStep(func(step string) error {
+		if step == "committed" {
+			return errKilled
+		}
+		return nil
+	}))
+	w.check(err)
+	if err := killed.Serve(w.context()); !errors.Is(err, errKilled) {
+		t.Fatalf("it ended with %v", err)
+	}
+	first := w.all(w.topics.Backfill())
+	w.check(w.replays.Sync(w.context()))
+	if got, _ := w.replays.Get(r.ID); len(first) == 0 || got.Progress != nil {
+		t.Fatalf("the first commit has %d deliveries and the progress %+v", len(first), got.Progress)
+	}
+	second, err := replay.New(apart)
+	w.check(err)
+	w.background(second.Run)
+	if got := w.awaitState(r.ID, webhook.ReplayDone); got.Progress.Done != int64(len(w.log)) {
+		t.Errorf("%d deliveries are counted, want %d", got.Progress.Done, len(w.log))
+	}
+	times := map[string]int{}
+	for _, rec := range w.all(w.topics.Backfill()) {
+		d, err := webhook.ParseDelivery(rec)
+		w.check(err)
+		times[d.ID]++
+	}
+	for _, rec := range first {
+		d, err := webhook.ParseDelivery(rec)
+		w.check(err)
+		times[d.ID]--
+	}
+	for _, e := range w.log {
+		if n := times[webhook.DeliveryID(e.ID, r.SubscriptionID, "replay:"+r.ID)]; n != 1 {
+			t.Errorf("%d deliveries of the event at %s besides the first commit's", n, e.at)
+		}
+	}
+}
+
 // Of two replayers that both think the replays theirs, the first is fenced: what
 // it still writes is never committed.
 func TestTwoReplayers(t *testing.T) {

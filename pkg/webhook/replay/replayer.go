@@ -46,6 +46,11 @@ type Config struct {
 	// before no more are added, so that a cancellation finds few and none outlives
 	// the topic's retention. Default 10,000.
 	Ahead int
+	// Apart has the deliveries committed before the progress that counts them
+	// instead of together, for a broker of which a kill can leave a commit over
+	// several partitions half done: the progress might stay, and the deliveries not.
+	// A kill between the two has deliveries made again, with the same ids.
+	Apart bool
 	// Keep is how long replays that have ended are remembered. Default 30 days;
 	// longer than any of their deliveries is kept.
 	Keep time.Duration

@@ -354,7 +354,8 @@ func (s *session) render(ctx context.Context, j *job, p *part, sub webhook.Regis
 	return nil
 }
 
-// commit writes deliveries and the progress that they are in one transaction.
+// commit writes deliveries and the progress that they are in one transaction, or
+// apart. All deliveries of a replay are in one partition.
 func (s *session) commit(ctx context.Context, j *job, p part) error {
 	after := j.progress
 	after.State, after.Reason, after.Positions = p.state, p.reason, p.positions
@@ -365,7 +366,14 @@ func (s *session) commit(ctx context.Context, j *job, p part) error {
 	if err != nil {
 		return err
 	}
-	if err := s.transact(ctx, append(slices.Clip(p.deliveries), record)); err != nil {
+	records := append(slices.Clip(p.deliveries), record)
+	if s.cfg.Apart && len(p.deliveries) > 0 {
+		if err := s.transact(ctx, p.deliveries); err != nil {
+			return err
+		}
+		records = records[len(p.deliveries):]
+	}
+	if err := s.transact(ctx, records); err != nil {
 		return err
 	}
 	j.progress = after
