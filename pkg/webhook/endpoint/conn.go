@@ -72,12 +72,10 @@ func (cn *conn) ask(t *target, r Request, cfg Config) (*http.Response, error) {
 // look at a map's fields in order, and at much that a POST with its body at hand can't be.
 func (cn *conn) send(t *target, r Request, agent string) error {
 	head := append(cn.out.AvailableBuffer(), t.begin...)
-	named := false
 	for _, f := range r.Header {
-		named = named || f.Name == "User-Agent"
 		head = appendField(head, f.Name, f.Value)
 	}
-	if !named {
+	if !r.Header.has("User-Agent") {
 		head = appendField(head, "User-Agent", agent)
 	}
 	head = appendField(head, "Content-Length", strconv.Itoa(len(r.Body)))

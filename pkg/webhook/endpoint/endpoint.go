@@ -243,8 +243,8 @@ type Request struct {
 	Body   []byte // must not be changed while Post runs
 }
 
-// Header holds a request's fields in the order in which they are sent. It names neither Host nor what says where the
-// request ends: those are the Client's.
+// Header holds a request's fields, over HTTP/1.1 in the order in which they are sent. It names neither Host nor what says
+// where the request ends: those are the Client's.
 type Header []Field
 
 // Field is a header field. Names should be in canonical form.
@@ -252,6 +252,10 @@ type Field struct{ Name, Value string }
 
 // Add appends a field.
 func (h *Header) Add(name, value string) { *h = append(*h, Field{name, value}) }
+
+func (h Header) has(name string) bool {
+	return slices.ContainsFunc(h, func(f Field) bool { return strings.EqualFold(f.Name, name) })
+}
 
 // Result is what became of a POST: an answer with a Status, or an error with a Class.
 type Result struct {
@@ -300,10 +304,12 @@ func failed(ctx context.Context, err error, start time.Time) Result {
 // check refuses what could be read as more than a field, or as something other than one request.
 func (h Header) check() error {
 	for _, f := range h {
-		ours := func(name string) bool { return strings.EqualFold(name, f.Name) }
-		if !httpguts.ValidHeaderFieldName(f.Name) || !httpguts.ValidHeaderFieldValue(f.Value) || slices.ContainsFunc(reserved, ours) {
+		if !httpguts.ValidHeaderFieldName(f.Name) || !httpguts.ValidHeaderFieldValue(f.Value) {
 			return errHeader
 		}
+	}
+	if slices.ContainsFunc(reserved, h.has) {
+		return errHeader
 	}
 	return nil
 }
@@ -393,13 +399,15 @@ func (c *Client) overHTTP2(ctx context.Context, t *target, r Request, start time
 	cutOff := time.AfterFunc(time.Until(start.Add(c.cfg.Timeout)), func() { cancel(errTimeout) })
 	defer cutOff.Stop()
 
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, bytes.NewReader(r.Body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.url, bytes.NewReader(r.Body))
 	if err != nil {
 		return failed(ctx, &invalidError{errUnreadableURL}, start) // err would repeat it
 	}
-	req.Header.Set("User-Agent", c.cfg.UserAgent)
 	for _, f := range r.Header {
-		req.Header.Set(f.Name, f.Value)
+		req.Header.Add(f.Name, f.Value)
+	}
+	if !r.Header.has("User-Agent") {
+		req.Header.Set("User-Agent", c.cfg.UserAgent)
 	}
 	answer, err := c.transport.RoundTrip(req)
 	if err == nil {

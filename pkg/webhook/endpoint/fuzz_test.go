@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/idna"
+
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/endpoint"
 )
@@ -41,12 +43,13 @@ func FuzzPost(f *testing.F) {
 	for _, one := range []struct{ url, name, value, body string }{
 		{"http://clinic.example", "X-Event-Type", "appointment.created", "{}"},
 		{"http://clinic.example:8080/a%20b/../c?d=e&f=%zz", "User-Agent", "x", ""},
-		{"http://[2001:db8::1]/?", "X-A", " spaces ", "\r\n\r\nPOST / HTTP/1.1\r\n"},
+		{"http://[2606:4700::1]/?", "X-A", " spaces ", "\r\n\r\nPOST / HTTP/1.1\r\n"},
 		{"http://bücher.example/ü?ü=\xff", "X-A", "ü", "body"},
 		{"http://clinic.example//other.example/", "Host", "other.example", ""},
 		{"http://clinic.example/", "X-A", "a\r\nX-B: c", ""},
 		{"http://clinic.example/", "Content-Length", "1", "ab"},
 		{"http://CLINIC.example.:080/", "x-a", "", "b"},
+		{"http://BÜCHER。example:80", "user-agent", "x", "b"},
 	} {
 		f.Add(one.url, one.name, one.value, []byte(one.body))
 	}
@@ -73,8 +76,12 @@ func FuzzPost(f *testing.F) {
 		if !strings.HasPrefix(url, "http:") {
 			return // it is not sent, or over TLS
 		}
-		got := client.Post(t.Context(), endpoint.Request{URL: url, Header: endpoint.Header{{name, value}}, Body: body})
+		header := endpoint.Header{{name, value}, {"X-Twice", "1"}, {"X-Twice", "2"}}
+		got := client.Post(t.Context(), endpoint.Request{URL: url, Header: header, Body: body})
 		if got.Class == endpoint.ClassInvalid {
+			if client.CheckURL(url) == nil && client.Post(t.Context(), endpoint.Request{URL: url}).Class == endpoint.ClassInvalid {
+				t.Fatalf("%q can be registered and is not sent to", url)
+			}
 			return
 		}
 		expect(t, got, 200, "")
@@ -82,8 +89,16 @@ func FuzzPost(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q is sent and no URL: %v", url, err)
 		}
+		if name := want.URL.Hostname(); !isASCII(name) { // net/http's Host would not be folded
+			ascii, err := idna.Lookup.ToASCII(name)
+			if err != nil {
+				t.Fatalf("%q is sent to and no name: %v", url, err)
+			}
+			want.Host = ascii + want.Host[len(name):]
+		}
 		want.Header.Set("User-Agent", webhook.UserAgent)
 		want.Header[http.CanonicalHeaderKey(name)] = []string{value}
+		want.Header["X-Twice"] = append(want.Header["X-Twice"], "1", "2")
 		var written bytes.Buffer
 		if err := want.Write(&written); err != nil {
 			t.Fatalf("net/http does not write a request to %q: %v", url, err)
@@ -92,6 +107,10 @@ func FuzzPost(f *testing.F) {
 			t.Fatalf("the endpoint reads\n%s\ninstead of\n%s", a, b)
 		}
 	})
+}
+
+func isASCII(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r >= 0x80 })
 }
 
 // reread returns what an endpoint makes of the bytes of a request, as text in a

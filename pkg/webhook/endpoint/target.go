@@ -5,11 +5,12 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/net/http/httpguts"
+	"golang.org/x/net/idna"
 )
 
 // target is what a URL says of where requests go, and how they begin.
 type target struct {
+	url             string // with an ASCII host
 	scheme, address string // address is host:port
 	host            string // names both, for pool
 	begin           string // request line and Host
@@ -21,18 +22,15 @@ func parseTarget(raw string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := httpguts.PunycodeHostPort(u.Host)
-	if err != nil {
-		return nil, errHost
-	}
-	address := withPort(host, u.Scheme)
+	address := withPort(u.Host, u.Scheme)
 	return &target{
-		scheme: u.Scheme, address: address, host: u.Scheme + " " + address,
-		begin: "POST " + u.RequestURI() + " HTTP/1.1\r\nHost: " + host + "\r\n",
+		url: u.String(), scheme: u.Scheme, address: address, host: u.Scheme + " " + address,
+		begin: "POST " + u.RequestURI() + " HTTP/1.1\r\nHost: " + u.Host + "\r\n",
 	}, nil
 }
 
-// parse reads a URL and makes all checks that need no knowledge of which addresses are allowed.
+// parse reads a URL and makes all checks that need no knowledge of which addresses are allowed. A host beyond ASCII
+// becomes what browsers make of it: bücher.example and BÜCHER.example are both xn--bcher-kva.example.
 func parse(raw string) (*url.URL, error) {
 	if err := checkText(raw); err != nil {
 		return nil, err
@@ -40,6 +38,13 @@ func parse(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil, errUnreadableURL // err would repeat the URL, which may hold secrets
+	}
+	if strings.ContainsFunc(u.Host, func(r rune) bool { return r >= 0x80 }) {
+		name, err := idna.Lookup.ToASCII(u.Hostname())
+		if err != nil {
+			return nil, errHost
+		}
+		u.Host = name + u.Host[len(u.Hostname()):] // the port
 	}
 	return u, checkParts(u)
 }
@@ -55,14 +60,17 @@ func withPort(host, scheme string) string {
 	return host + ":80"
 }
 
-// targets remembers what was made of URLs: the same ones come again and again.
+// targets remembers what was made of URLs, for the same ones come again and again: at most some 20 MiB of them.
 type targets struct {
 	mu    sync.RWMutex
 	known map[string]*target
 }
 
-// mostTargets is how many are remembered; when there are more, all are forgotten.
-const mostTargets = 1 << 14
+// mostTargets is how many are remembered; when there are more, all are forgotten. Those longer than longTarget never are.
+const (
+	mostTargets = 1 << 14
+	longTarget  = 256
+)
 
 // get returns the target that a URL names.
 func (ts *targets) get(raw string) (*target, error) {
@@ -73,8 +81,8 @@ func (ts *targets) get(raw string) (*target, error) {
 		return t, nil
 	}
 	t, err := parseTarget(raw)
-	if err != nil {
-		return nil, err
+	if err != nil || len(raw) > longTarget {
+		return t, err
 	}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()

@@ -109,11 +109,10 @@ func checkHost(host string) error {
 
 func notDigit(r rune) bool { return r < '0' || r > '9' }
 
-// notInName leaves names beyond ASCII to the transport, which encodes or refuses them.
 func notInName(r rune) bool {
 	switch {
 	case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
 		return false
 	}
-	return r < 0x80
+	return true
 }
