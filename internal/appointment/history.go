@@ -15,46 +15,51 @@ import (
 // reader of its own: one that is slow to answer holds up nobody else's.
 type history struct {
 	topic   string
+	opts    []kgo.Opt
 	readers []reader // by partition
 }
 
-// reader reads a partition, one read at a time. It does not connect before the
-// first.
+// reader reads a partition, one read at a time.
 type reader struct {
 	turn   chan struct{} // full during a read
-	client *kgo.Client
+	client *kgo.Client   // nil before the first
 }
 
-func newHistory(opts []kgo.Opt, topic string, partitions int) (*history, error) {
-	h := &history{topic: topic}
-	for range partitions {
-		client, err := kgo.NewClient(append(slices.Clone(opts),
-			kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-			kgo.FetchMaxPartitionBytes(64<<10), // one event is wanted, not what follows
-		)...)
-		if err != nil {
-			h.close()
-			return nil, fmt.Errorf("make reader of %s: %w", topic, err)
-		}
-		h.readers = append(h.readers, reader{make(chan struct{}, 1), client})
+func newHistory(opts []kgo.Opt, topic string, partitions int) *history {
+	h := &history{topic: topic, readers: make([]reader, partitions), opts: append(slices.Clone(opts),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchMaxPartitionBytes(64<<10), // one event is wanted, not what follows
+	)}
+	for p := range h.readers {
+		h.readers[p].turn = make(chan struct{}, 1)
 	}
-	return h, nil
+	return h
 }
 
+// close waits for reads under way; none may follow.
 func (h *history) close() {
 	for _, r := range h.readers {
-		r.client.Close()
+		r.turn <- struct{}{}
+		if r.client != nil {
+			r.client.Close()
+		}
 	}
 }
 
 // read returns the events at the offsets of a partition, which ascend.
 func (h *history) read(ctx context.Context, partition int32, offsets []int64) ([]events.Event, error) {
-	turn := h.readers[partition].turn
+	r := &h.readers[partition]
 	select {
-	case turn <- struct{}{}:
-		defer func() { <-turn }()
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for other reads of %s[%d]: %w", h.topic, partition, ctx.Err())
+	}
+	if r.client == nil {
+		var err error
+		if r.client, err = kgo.NewClient(h.opts...); err != nil {
+			return nil, fmt.Errorf("make reader of %s: %w", h.topic, err)
+		}
 	}
 	found := make([]events.Event, 0, len(offsets))
 	for len(found) < len(offsets) {

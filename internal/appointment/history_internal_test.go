@@ -51,10 +51,7 @@ func TestSlowReadHoldsUpNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := &asked{fetch: make(chan struct{})}
-	h, err := newHistory(append(testenv.Options(t, conf), kgo.WithHooks(seen)), topic, testenv.Partitions)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := newHistory(append(testenv.Options(t, conf), kgo.WithHooks(seen)), topic, testenv.Partitions)
 	defer h.close()
 
 	// What nobody has written yet is not answered.

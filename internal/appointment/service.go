@@ -102,8 +102,8 @@ func New(cfg Config, partitions int) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.history, err = newHistory(cfg.Kafka, cfg.Topic, partitions)
-	return s, err
+	s.history = newHistory(cfg.Kafka, cfg.Topic, partitions)
+	return s, nil
 }
 
 // Run serves until ctx ends; commands in flight are finished.
