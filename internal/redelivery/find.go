@@ -25,6 +25,11 @@ func (s *Service) find(ctx context.Context, id string) (webhook.Attempt, error) 
 			return a, err
 		}
 	}
+	leave, err := place(ctx, s.places, s.cfg.Limit)
+	if err != nil {
+		return webhook.Attempt{}, err
+	}
+	defer leave()
 	a, ok, err := s.search(ctx, id)
 	if err == nil && !ok {
 		err = notFound
@@ -39,31 +44,32 @@ func (s *Service) search(ctx context.Context, id string) (found webhook.Attempt,
 	read := map[string]func(*kgo.Record, string) (webhook.Attempt, bool){
 		t.Attempts(): ofAttempt, t.DeadLetters(): ofDeadLetter, t.Deliveries(): ofDelivery, t.Backfill(): ofDelivery,
 	}
+	// Before the time runs: a broker that is away is no long search.
+	ranges := make([]replay.Range, 4)
+	for i, topic := range []string{t.DeadLetters(), t.Attempts(), t.Deliveries(), t.Backfill()} {
+		b, err := s.bounds(ctx, topic)
+		if err != nil {
+			return found, false, unavailable(err)
+		}
+		ranges[i] = replay.Range{Topic: topic, From: b.starts, To: b.ends}
+	}
 	searching, cancel := context.WithTimeout(ctx, s.cfg.Limit)
 	defer cancel()
-	look := func(topics ...string) error {
-		var ranges []replay.Range
-		for _, topic := range topics {
-			b, err := s.bounds(ctx, topic) // a broker that is away is no long search
-			if err != nil {
-				return err
-			}
-			ranges = append(ranges, replay.Range{Topic: topic, From: b.starts, To: b.ends})
-		}
+	look := func(ranges []replay.Range) error {
 		return replay.Scan(searching, s.cfg.Kafka, func(rec *kgo.Record) bool {
 			found, ok = read[rec.Topic](rec, id)
 			return !ok
 		}, ranges...)
 	}
 	// Dead letters are kept for longest, are few, and are what is sent again.
-	if err = look(t.DeadLetters()); err == nil && !ok {
-		err = look(t.Attempts(), t.Deliveries(), t.Backfill())
+	if err = look(ranges[:1]); err == nil && !ok {
+		err = look(ranges[1:])
 	}
 	switch {
 	case ok:
 		return found, true, nil
 	case err != nil && searching.Err() != nil && ctx.Err() == nil:
-		// Another search would take as long.
+		// Another search would take as long, unless it is a broker that went away meanwhile.
 		return found, false, refusal(appointment.Conflict, "search_too_long", "The delivery was not found in the time that there is for looking, "+
 			"and nothing was sent: have the time of its event replayed, or what failed since then recovered")
 	case err != nil:

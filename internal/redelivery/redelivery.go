@@ -63,8 +63,9 @@ type Service struct {
 	cfg    Config
 	client *kgo.Client
 	adm    *kadm.Client
-	// places are for what reads topics, see maxReaders.
-	places *semaphore.Weighted
+	// places are for what reads topics from end to end, see maxReaders, and lookups
+	// for what reads single records.
+	places, lookups *semaphore.Weighted
 }
 
 const (
@@ -75,6 +76,9 @@ const (
 	// which has a consumer that reads as fast as the broker sends: many requests at
 	// once would take memory and network from everything else. The others wait.
 	maxReaders = 4
+	// maxLookups bounds how many events are read from the log at the same time to be
+	// sent again: each has a consumer for a moment.
+	maxLookups = 16
 	// MaxRate bounds the rate of a replay, in deliveries per second.
 	MaxRate = 100_000
 	// writeTimeout bounds the append of a record.
@@ -99,7 +103,7 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to Kafka: %w", err)
 	}
-	return &Service{cfg: cfg, client: client, adm: kadm.NewClient(client), places: semaphore.NewWeighted(maxReaders)}, nil
+	return &Service{cfg: cfg, client: client, adm: kadm.NewClient(client), places: semaphore.NewWeighted(maxReaders), lookups: semaphore.NewWeighted(maxLookups)}, nil
 }
 
 // Close ends the connection.
@@ -130,7 +134,7 @@ func (s *Service) Count(ctx context.Context, subscriptionID string, ask Ask) (n 
 	if err != nil {
 		return 0, false, err
 	}
-	leave, err := s.place(ctx)
+	leave, err := place(ctx, s.places, s.cfg.Limit)
 	if err != nil {
 		return 0, false, err
 	}
@@ -138,16 +142,16 @@ func (s *Service) Count(ctx context.Context, subscriptionID string, ask Ask) (n 
 	return s.count(ctx, request)
 }
 
-// place waits for a place among the readers; leave gives it back.
-func (s *Service) place(ctx context.Context) (leave func(), err error) {
-	if !s.places.TryAcquire(1) {
-		waiting, cancel := context.WithTimeout(ctx, s.cfg.Limit)
+// place waits for one of a number of places; leave gives it back.
+func place(ctx context.Context, places *semaphore.Weighted, limit time.Duration) (leave func(), err error) {
+	if !places.TryAcquire(1) {
+		waiting, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		if err := s.places.Acquire(waiting, 1); err != nil {
+		if err := places.Acquire(waiting, 1); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrBusy, err)
 		}
 	}
-	return func() { s.places.Release(1) }, nil
+	return func() { places.Release(1) }, nil
 }
 
 // count counts what a request covers; the caller has a place.
@@ -193,7 +197,7 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 	}
 	request.ID, request.Fingerprint = id, m.Idempotency
 	request.CreatedAt, request.CreatedBy = time.Now().UTC().Truncate(time.Microsecond), m.Actor // lists are in this order
-	leave, err := s.place(ctx)
+	leave, err := place(ctx, s.places, s.cfg.Limit)
 	if err != nil {
 		return replay.Replay{}, err
 	}
@@ -206,6 +210,9 @@ func (s *Service) start(ctx context.Context, m appointment.Meta, subscriptionID 
 	// that is no more than has a place.
 	if r, made, err := s.made(ctx, id, m); made || err != nil {
 		return r, err
+	}
+	if _, err := s.enabled(ctx, subscriptionID); err != nil {
+		return replay.Replay{}, err
 	}
 	if err := s.room(); err != nil {
 		return replay.Replay{}, err
@@ -317,11 +324,6 @@ func (s *Service) Cancel(ctx context.Context, m appointment.Meta, subscriptionID
 // Resend sends a delivery's event again to its subscription, whatever became of
 // it, and returns the id of the new delivery.
 func (s *Service) Resend(ctx context.Context, m appointment.Meta, deliveryID string) (string, error) {
-	leave, err := s.place(ctx)
-	if err != nil {
-		return "", err
-	}
-	defer leave()
 	found, err := s.find(ctx, deliveryID)
 	if err != nil {
 		return "", err
@@ -337,6 +339,11 @@ func (s *Service) Resend(ctx context.Context, m appointment.Meta, deliveryID str
 	if err != nil {
 		return "", err
 	}
+	leave, err := place(ctx, s.lookups, s.cfg.Limit)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	looking, cancel := context.WithTimeout(ctx, s.cfg.Limit)
 	defer cancel()
 	records, err := replay.Lookup(looking, s.cfg.Kafka, s.cfg.Topics.Events(), []webhook.Position{at})

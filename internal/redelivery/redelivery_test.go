@@ -256,6 +256,15 @@ type gate struct {
 	left atomic.Int64
 	// came has one of each that it holds up, until open is closed.
 	came, open chan struct{}
+	subscriptions
+	disabled atomic.Bool
+}
+
+// Get returns the subscription.
+func (g *gate) Get(id string) (webhook.Registered, bool) {
+	reg, ok := subscriptions{}.Get(id)
+	reg.Subscription.Enabled = !g.disabled.Load()
+	return reg, ok
 }
 
 // OnNewClient implements kgo.HookNewClient.
@@ -266,12 +275,13 @@ func (g *gate) OnNewClient(*kgo.Client) {
 	}
 }
 
-// gated returns a service of which the next readers are held up.
+// gated returns a service of which the next readers are held up, with a
+// subscription that the gate can disable.
 func gated(t *testing.T, conf kafka.Config, readers int64, limit time.Duration) (*redelivery.Service, *gate) {
 	t.Helper()
 	g := &gate{came: make(chan struct{}), open: make(chan struct{})}
 	s := service(t, conf, func(c *redelivery.Config) {
-		c.Kafka, c.Limit = append(slices.Clip(c.Kafka), kgo.WithHooks(g)), limit
+		c.Kafka, c.Limit, c.Subscriptions = append(slices.Clip(c.Kafka), kgo.WithHooks(g)), limit, g
 	})
 	g.left.Store(readers)
 	return s, g
@@ -329,6 +339,25 @@ func TestReadersAreBounded(t *testing.T) {
 	}
 	if err := replays(hasty); err != nil {
 		t.Errorf("with places free again: %v", err)
+	}
+}
+
+// A subscription that is disabled while a replay is counted gets none.
+func TestDisabledWhileCounting(t *testing.T) {
+	conf := testenv.Kafka(t, nil)
+	event(t, testenv.Client(t, conf), conf.Topics().Events())
+	s, gate := gated(t, conf, 1, time.Minute)
+	counted := make(chan error)
+	go func() {
+		_, err := s.Replay(t.Context(), appointment.Meta{}, subscriptionID, redelivery.Ask{From: "earliest"})
+		counted <- err
+	}()
+	<-gate.came
+	gate.disabled.Store(true)
+	close(gate.open)
+	err := <-counted
+	if refused, ok := errors.AsType[*appointment.Refusal](err); !ok || refused.Code != "subscription_disabled" {
+		t.Errorf("a replay of a subscription that is disabled by now: %v", err)
 	}
 }
 
