@@ -111,7 +111,9 @@ func Start(tb testing.TB, o Options) *Deployment {
 		o.RetrySchedule = "50ms,100ms,200ms,400ms,800ms"
 	}
 	d := &Deployment{tb: tb, Schedule: o.RetrySchedule, Processes: map[string]*Process{}}
-	common := append([]string{"RETRY_SCHEDULE=" + o.RetrySchedule, "LOG_FORMAT=json"}, o.Env...)
+	// On an empty Redis the first sender waits for a lease, which is this and 5 s.
+	const timeout = "REQUEST_TIMEOUT=3s"
+	common := append([]string{"RETRY_SCHEDULE=" + o.RetrySchedule, "LOG_FORMAT=json", timeout}, o.Env...)
 	if Real() {
 		d.startServices(o, common)
 	} else {
