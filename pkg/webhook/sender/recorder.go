@@ -16,21 +16,12 @@ import (
 // recorder writes outcomes down, many at a time: first the hand-overs, then the
 // attempts, then the marks, each acknowledged before the next. Whoever finds an
 // attempt's record so knows that the delivery was handed over, also when Redis
-// has to be rebuilt from it. While one batch is on its way to Kafka, or to Redis,
-// the next gathers: the more there is to record, the fewer writes and round trips
-// each outcome costs. Several batches at once were smaller, and a fifth slower.
-// Attempts are recorded in Kafka also while Redis is away.
+// has to be rebuilt from it. While one batch is on its way the next gathers.
 //
 // Its length is bounded by the partitions' windows.
 type recorder struct {
-	s        *Sender
-	outcomes notes // to be appended
-	recorded notes // to be marked
-}
-
-// notes gathers what is to be done next.
-type notes struct {
-	stir chan struct{} // has an element when there may be some
+	s    *Sender
+	stir chan struct{} // has an element when there may be something to record
 
 	mu      sync.Mutex
 	waiting []*note
@@ -45,73 +36,64 @@ type note struct {
 	mark     *dedupe.Settlement
 }
 
-func newRecorder(s *Sender) *recorder {
-	return &recorder{s: s, outcomes: notes{stir: make(chan struct{}, 1)}, recorded: notes{stir: make(chan struct{}, 1)}}
-}
+// recorders is how many batches are on their way at once.
+const recorders = 3
 
-// add has outcomes recorded.
-func (rc *recorder) add(outcomes ...*note) { rc.outcomes.add(outcomes...) }
+func newRecorder(s *Sender) *recorder { return &recorder{s: s, stir: make(chan struct{}, recorders)} }
 
-func (ns *notes) add(more ...*note) {
-	if len(more) == 0 {
+func (rc *recorder) add(notes ...*note) {
+	if len(notes) == 0 {
 		return
 	}
-	ns.mu.Lock()
-	ns.waiting = append(ns.waiting, more...)
-	ns.mu.Unlock()
+	rc.mu.Lock()
+	rc.waiting = append(rc.waiting, notes...)
+	rc.mu.Unlock()
 	select {
-	case ns.stir <- struct{}{}:
+	case rc.stir <- struct{}{}:
 	default:
 	}
 }
 
-func (ns *notes) take() []*note {
-	ns.mu.Lock()
-	defer ns.mu.Unlock()
-	all := ns.waiting
-	ns.waiting = nil
-	return all
-}
-
-// each does something with all there are, again and again until ctx ends.
-func (ns *notes) each(ctx context.Context, do func(context.Context, []*note)) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ns.stir:
-			do(ctx, ns.take())
-		}
-	}
+func (rc *recorder) take() []*note {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	notes := rc.waiting
+	rc.waiting = nil
+	return notes
 }
 
 // run records until ctx ends.
 func (rc *recorder) run(ctx context.Context) {
-	var marking sync.WaitGroup
-	marking.Go(func() { rc.recorded.each(ctx, rc.mark) })
-	rc.outcomes.each(ctx, rc.record)
-	marking.Wait()
+	var workers sync.WaitGroup
+	for range recorders {
+		workers.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-rc.stir:
+					rc.record(ctx, rc.take())
+				}
+			}
+		})
+	}
+	workers.Wait()
 }
 
-// record appends the records of a batch.
-func (rc *recorder) record(ctx context.Context, batch []*note) {
-	batch = rc.append(ctx, batch, func(n *note) **kgo.Record { return &n.handOver })
-	batch = rc.append(ctx, batch, func(n *note) **kgo.Record { return &n.attempt })
-	for _, n := range batch {
-		if n.mark != nil {
-			n.j.ended.Store(n.mark.Outcome != webhook.Failed)
-		}
-	}
-	rc.recorded.add(batch...)
+// record takes a batch as far as it goes.
+func (rc *recorder) record(ctx context.Context, notes []*note) {
+	notes = rc.append(ctx, notes, func(n *note) **kgo.Record { return &n.handOver })
+	notes = rc.append(ctx, notes, func(n *note) **kgo.Record { return &n.attempt })
+	rc.mark(ctx, notes)
 }
 
 // append appends one part of each note and returns those of which that is done in
 // time. One that takes longer, because its partition has no leader for example,
-// holds up the others no longer than that: it comes back by itself when it is answered. append
+// does not hold up the others: it comes back by itself when it is answered. append
 // does not wait longer than ctx lasts, although the client does: it can't take
 // back a record whose fate it does not know. If such a record is written after
 // all, it is the twin of one that a later owner of the partition writes.
-func (rc *recorder) append(ctx context.Context, batch []*note, part func(*note) **kgo.Record) []*note {
+func (rc *recorder) append(ctx context.Context, notes []*note, part func(*note) **kgo.Record) []*note {
 	var mu sync.Mutex
 	var done []*note
 	open, late := 1, false // the first is append itself
@@ -130,13 +112,13 @@ func (rc *recorder) append(ctx context.Context, batch []*note, part func(*note) 
 			close(all)
 		}
 	}
-	for _, n := range batch {
+	for _, n := range notes {
 		rec := *part(n)
 		if rec == nil {
 			done = append(done, n)
 		}
 	}
-	for _, n := range batch {
+	for _, n := range notes {
 		if rec := *part(n); rec != nil {
 			mu.Lock()
 			open++
@@ -159,9 +141,8 @@ func (rc *recorder) append(ctx context.Context, batch []*note, part func(*note) 
 	return done
 }
 
-// patience is how long a batch waits for its hand-overs and then for its attempts,
-// and the next batch for it.
-const patience = 200 * time.Millisecond
+// patience is how long a batch waits for all its records.
+const patience = time.Second
 
 // settle takes the answer to a record, and says whether that part of its note is
 // done. If it is not, the note comes back in a while.
@@ -182,10 +163,11 @@ func (rc *recorder) settle(n *note, rec **kgo.Record, err error) bool {
 }
 
 // mark marks what is on record, and has done with it.
-func (rc *recorder) mark(ctx context.Context, batch []*note) {
+func (rc *recorder) mark(ctx context.Context, notes []*note) {
 	var marks []dedupe.Settlement
-	for _, n := range batch {
+	for _, n := range notes {
 		if n.mark != nil {
+			n.j.ended.Store(n.mark.Outcome != webhook.Failed)
 			marks = append(marks, *n.mark)
 		}
 	}
@@ -199,7 +181,7 @@ func (rc *recorder) mark(ctx context.Context, batch []*note) {
 			return
 		}
 	}
-	for _, n := range batch {
+	for _, n := range notes {
 		sh := n.j.p.shard
 		sh.mu.Lock()
 		sh.end(n.j, true)

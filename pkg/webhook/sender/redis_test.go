@@ -88,36 +88,6 @@ func TestRedisStopped(t *testing.T) {
 	b.wantAllCommitted(b.topics.Deliveries())
 }
 
-// What ends while Redis is stopped is on record all the same, one after the other:
-// its marks can be rebuilt from that.
-func TestRecordedWhileRedisIsStopped(t *testing.T) {
-	b := newBench(t, short)
-	server := onMiniredis(t, b)
-	first, second := b.receive(nil), b.receive(nil)
-	answers := []gate{make(gate), make(gate)}
-	first.answer, second.answer = answers[0].answer, answers[1].answer
-	w := watch(b)
-	snd := b.start()
-	<-w.failed // it is empty and has to be restored
-	ids := [][]string{{b.deliver(b.subscribe(first.url)).ID}, {b.deliver(b.subscribe(second.url)).ID}}
-	first.next()
-	second.next()
-	server.Close()
-	close(answers[0])
-	b.attempts(1)
-	<-w.failed // since the first can't be marked
-	close(answers[1])
-	b.attempts(2)
-	if err := server.Restart(); err != nil {
-		t.Fatal(err)
-	}
-	snd.stop()
-	first.wantOnce(t, ids[0]...)
-	second.wantOnce(t, ids[1]...)
-	b.wantCount(b.topics.Attempts(), 2)
-	b.wantAllCommitted(b.topics.Deliveries())
-}
-
 // A silent wipe, in the flow: what is under way ends, the marks are rebuilt
 // from the attempts, and nothing settled is POSTed again, even when every
 // record is read anew.

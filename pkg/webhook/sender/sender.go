@@ -258,8 +258,9 @@ func (s *Sender) options() []kgo.Opt {
 		kgo.OnPartitionsRevoked(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, true) }),
 		kgo.OnPartitionsLost(func(ctx context.Context, _ *kgo.Client, m map[string][]int32) { s.revoked(ctx, m, false) }),
 		// Outcomes of requests that end at about the same time share a request to
-		// the broker. Nobody waits for them but the next commit.
-		kgo.ProducerLinger(2*time.Millisecond),
+		// the broker, and their marks one to Redis. Nobody waits for them but the next
+		// commit; but what is answered and not recorded is sent again after a crash.
+		kgo.ProducerLinger(5*time.Millisecond),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 	)
 }
