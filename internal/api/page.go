@@ -75,8 +75,8 @@ func readCursor(cursor string, list []string) (last key, ok bool) {
 	if err != nil || len(content) < cursorSum {
 		return key{}, false
 	}
-	last.by, last.id, _ = strings.Cut(string(content[cursorSum:]), "\x00")
-	return last, slices.Equal(sumOf(last, list), content[:cursorSum])
+	last.by, last.id, ok = strings.Cut(string(content[cursorSum:]), "\x00")
+	return last, ok && slices.Equal(sumOf(last, list), content[:cursorSum])
 }
 
 // sumOf guards against mistakes, not against forgers: whoever made up a cursor

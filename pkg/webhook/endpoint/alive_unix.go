@@ -8,8 +8,7 @@ import (
 )
 
 // alive says whether an idle connection can be used again: it can't if the endpoint has closed it, or has sent what
-// nobody asked for. The idea is that of
-// github.com/go-sql-driver/mysql, which looks before it writes, too.
+// nobody asked for. The idea is that of github.com/go-sql-driver/mysql, which looks before it writes, too.
 func (cn *conn) alive() bool {
 	raw := cn.Conn
 	if secure, ok := raw.(*tls.Conn); ok {
