@@ -38,7 +38,8 @@ func newHistory(opts []kgo.Opt, topic string, partitions int) *history {
 
 // close waits for reads under way; none may follow.
 func (h *history) close() {
-	for _, r := range h.readers {
+	for p := range h.readers {
+		r := &h.readers[p] // its client may be made meanwhile
 		r.turn <- struct{}{}
 		if r.client != nil {
 			r.client.Close()
