@@ -22,19 +22,15 @@ func write(t *testing.T, conf kafka.Config, topic string, partition int32, n int
 		opts = append(opts, kgo.TransactionalID(conf.TopicPrefix+t.Name()))
 	}
 	client := testenv.Client(t, conf, opts...)
-	if len(ends) > 0 {
-		if err := client.BeginTransaction(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range n {
-		rec := &kgo.Record{Topic: topic, Partition: partition, Value: []byte("v"), Timestamp: noon}
-		if err := client.ProduceSync(t.Context(), rec).FirstErr(); err != nil {
-			t.Fatal(err)
-		}
+	records := make([]*kgo.Record, n)
+	for i := range records {
+		records[i] = &kgo.Record{Topic: topic, Partition: partition, Value: []byte("v"), Timestamp: noon}
 	}
 	for _, end := range ends {
-		if err := client.EndTransaction(t.Context(), end); err != nil {
+		testenv.Transaction(t, client, end, records...)
+	}
+	if len(ends) == 0 {
+		if err := client.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -136,12 +132,7 @@ func TestLagTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := testenv.Client(t, conf, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID(conf.TopicPrefix+"open"))
-	if err := open.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
-	if err := open.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Partition: 1, Value: []byte("v")}).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Begin(t, open, &kgo.Record{Topic: topic, Partition: 1, Value: []byte("v")})
 	want := "webhook-sender Empty 0 webhooks.deliveries 4 1m00s 0/1 0/4 nobody reads it; 2 DELETED before they were read; 1 behind an open transaction\n"
 	if got := showLag(t, conf); !strings.Contains(got, want) {
 		t.Errorf("it shows\n%s\nwant\n%s", got, want)

@@ -305,21 +305,13 @@ func TestTailReadsCommitted(t *testing.T) {
 	topic := conf.Topics().Deliveries()
 	client := testenv.Client(t, conf, kgo.TransactionalID(conf.TopicPrefix+"tail"))
 	for i, end := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit} {
-		if err := client.BeginTransaction(); err != nil {
-			t.Fatal(err)
-		}
 		d := aDelivery(subscription)
 		d.ID = webhook.DeliveryID(fmt.Sprint(i), "", "")
 		rec, err := d.Encode(topic)
-		if err == nil {
-			err = client.ProduceSync(t.Context(), rec).FirstErr()
-		}
-		if err == nil {
-			err = client.EndTransaction(t.Context(), end)
-		}
 		if err != nil {
 			t.Fatal(err)
 		}
+		testenv.Transaction(t, client, end, rec)
 	}
 	s := newTestScreen(false)
 	cmd := tailCmd{What: "deliveries", Kafka: conf, From: earliest, Max: 1}

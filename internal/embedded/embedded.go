@@ -18,6 +18,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/transaction"
 )
 
 // ErrInUse says that another process works in the data directory.
@@ -171,6 +173,9 @@ func (i *Instance) closeTransactions(ctx context.Context) error {
 		return fmt.Errorf("end open transactions: %w", err)
 	}
 	if err := client.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		return fmt.Errorf("end open transactions: %w", err)
+	}
+	if err := transaction.Known(ctx, client, records...); err != nil {
 		return fmt.Errorf("end open transactions: %w", err)
 	}
 	if err := client.EndTransaction(ctx, kgo.TryAbort); err != nil {

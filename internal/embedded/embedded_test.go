@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/internal/embedded"
+	"github.com/arsmedicatech/webhooks/pkg/transaction"
 )
 
 // crashDir, when set, makes this binary the process that is killed.
@@ -51,10 +52,14 @@ func leaveOpen(dir string) error {
 		if err := client.BeginTransaction(); err != nil {
 			return err
 		}
-		if err := client.ProduceSync(ctx, kgo.StringRecord(value)).FirstErr(); err != nil {
+		record := kgo.StringRecord(value)
+		if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
 			return err
 		}
 		if value == "committed" {
+			if err := transaction.Known(ctx, client, record); err != nil {
+				return err
+			}
 			if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 				return err
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/arsmedicatech/webhooks/internal/kafka"
+	"github.com/arsmedicatech/webhooks/pkg/transaction"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -152,4 +153,31 @@ func Read(t testing.TB, conf kafka.Config, topic string, n int) []*kgo.Record {
 		records = append(records, fetches.Records()...)
 	}
 	return records
+}
+
+// Begin begins a transaction of the client with records. The test ends it.
+func Begin(t testing.TB, client *kgo.Client, records ...*kgo.Record) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := client.BeginTransaction(); err != nil {
+		t.Fatalf("begin a transaction: %v", err)
+	}
+	if err := client.ProduceSync(ctx, records...).FirstErr(); err != nil {
+		t.Fatalf("produce in a transaction: %v", err)
+	}
+	if err := transaction.Known(ctx, client, records...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Transaction appends records in a transaction of the client, and ends it.
+func Transaction(t testing.TB, client *kgo.Client, end kgo.TransactionEndTry, records ...*kgo.Record) {
+	t.Helper()
+	Begin(t, client, records...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := client.EndTransaction(ctx, end); err != nil {
+		t.Fatalf("end a transaction: %v", err)
+	}
 }

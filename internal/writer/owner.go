@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/arsmedicatech/webhooks/pkg/transaction"
 )
 
 // owner writes one partition for as long as it is assigned to this process.
@@ -217,23 +219,6 @@ func (o *owner[B]) confirm(ctx context.Context) error {
 	return nil
 }
 
-// known waits until the client has stored what it learnt of the partition. The
-// first record of a client is sent a moment before, and until then
-// EndTransaction takes the transaction for an empty one: asked to commit it, it
-// aborts it and returns nil.
-func (o *owner[B]) known(ctx context.Context, client *kgo.Client) error {
-	for {
-		if leader, _, err := client.PartitionLeader(o.cfg.Topic, o.partition); err == nil && leader >= 0 {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("learn of the partition: %w", context.Cause(ctx))
-		case <-time.After(time.Millisecond):
-		}
-	}
-}
-
 // intend begins a transaction with the intent.
 func (o *owner[B]) intend(ctx context.Context, client *kgo.Client) error {
 	return o.begin(ctx, client, []*kgo.Record{{Topic: o.cfg.Topic, Partition: o.partition, Key: o.cfg.Intent}})
@@ -264,7 +249,7 @@ func (o *owner[B]) begin(ctx context.Context, client *kgo.Client, records []*kgo
 		// Beginning again initialises the id, which ends this transaction.
 		return fmt.Errorf("append: %w", err)
 	}
-	if err := o.known(ctx, client); err != nil {
+	if err := transaction.Known(ctx, client, records...); err != nil {
 		return err
 	}
 	if first := records[0].Offset; first != o.end {

@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/arsmedicatech/webhooks/internal/testenv"
 	"github.com/arsmedicatech/webhooks/pkg/follow"
 )
 
@@ -168,7 +169,7 @@ func TestRestoresCompactedTopics(t *testing.T) {
 		defer plain.Close()
 		put := func(key string, value []byte) {
 			t.Helper()
-			transaction(t, w, kgo.TryCommit, &kgo.Record{Topic: table, Key: []byte(key), Value: value})
+			testenv.Transaction(t, w, kgo.TryCommit, &kgo.Record{Topic: table, Key: []byte(key), Value: value})
 		}
 		for i := range 20 {
 			put(fmt.Sprint("k", i%4), fmt.Append(nil, i)) // 16…19 stay
@@ -177,7 +178,7 @@ func TestRestoresCompactedTopics(t *testing.T) {
 		if err := plain.ProduceSync(t.Context(), &kgo.Record{Topic: table, Key: []byte("k1"), Value: []byte("last")}).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
-		transaction(t, w, kgo.TryAbort, &kgo.Record{Topic: table, Key: []byte("k2"), Value: []byte("never")})
+		testenv.Transaction(t, w, kgo.TryAbort, &kgo.Record{Topic: table, Key: []byte("k2"), Value: []byte("never")})
 		policy, now := "compact", "0"
 		if _, err := kadm.NewClient(plain).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{
 			{Name: "cleanup.policy", Value: &policy}, {Name: "delete.retention.ms", Value: &now},

@@ -77,21 +77,6 @@ func mustSync(t *testing.T, f *follow.Follower) {
 	}
 }
 
-// transaction writes records in a transaction and commits or aborts it.
-func transaction(t *testing.T, client *kgo.Client, end kgo.TransactionEndTry, records ...*kgo.Record) {
-	t.Helper()
-	ctx := deadline(t)
-	if err := client.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
-	if err := client.ProduceSync(ctx, records...).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	if err := client.EndTransaction(ctx, end); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func writer(t *testing.T, conf kafka.Config) *kgo.Client {
 	t.Helper()
 	return testenv.Client(t, conf, kgo.TransactionalID(conf.TopicPrefix+"writer"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -116,7 +101,7 @@ func TestReachesEndsBehindMarkers(t *testing.T) {
 			w := writer(t, conf)
 			f, s := begin(t, follow.Config{Kafka: testenv.Options(t, conf), Topic: topic})
 			for i, end := range c.ends {
-				transaction(t, w, end, &kgo.Record{Topic: topic, Partition: 1, Key: []byte("k"), Value: fmt.Append(nil, i)})
+				testenv.Transaction(t, w, end, &kgo.Record{Topic: topic, Partition: 1, Key: []byte("k"), Value: fmt.Append(nil, i)})
 			}
 			mustSync(t, f)
 			if got := s.get("k"); got != c.want {
@@ -146,7 +131,7 @@ func TestSyncReflectsWhatWasAcknowledged(t *testing.T) {
 	for i := range 60 {
 		r := &kgo.Record{Topic: topic, Partition: int32(i % testenv.Partitions), Key: []byte("k"), Value: fmt.Append(nil, i)}
 		if i%2 == 0 {
-			transaction(t, w, kgo.TryCommit, r)
+			testenv.Transaction(t, w, kgo.TryCommit, r)
 		} else if err := plain.ProduceSync(deadline(t), r).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
@@ -164,13 +149,8 @@ func TestStableBeforeRestored(t *testing.T) {
 	conf := testenv.Kafka(t, nil)
 	topic := conf.Topics().Events()
 	w := writer(t, conf)
-	transaction(t, w, kgo.TryCommit, &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("stable")})
-	if err := w.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.ProduceSync(deadline(t), &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("v")}).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Transaction(t, w, kgo.TryCommit, &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("stable")})
+	testenv.Begin(t, w, &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("v")})
 	f, s := begin(t, follow.Config{Kafka: testenv.Options(t, conf), Topic: topic})
 	wait := func(reached <-chan struct{}, what string) {
 		t.Helper()
@@ -204,13 +184,8 @@ func TestAwaitsTheEndOfAnOpenTransaction(t *testing.T) {
 	topic := conf.Topics().Events()
 	f, s := begin(t, follow.Config{Kafka: testenv.Options(t, conf), Topic: topic})
 	w := writer(t, conf)
-	if err := w.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
 	r := &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Value: []byte("v")}
-	if err := w.ProduceSync(deadline(t), r).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Begin(t, w, r)
 	ends, err := f.Ends(deadline(t))
 	if err != nil {
 		t.Fatal(err)

@@ -124,15 +124,7 @@ func TestReadCommitted(t *testing.T) {
 		value string
 		end   kgo.TransactionEndTry
 	}{{"aborted", kgo.TryAbort}, {"committed", kgo.TryCommit}} {
-		if err := client.BeginTransaction(); err != nil {
-			t.Fatal(err)
-		}
-		if err := client.ProduceSync(e.ctx, &kgo.Record{Topic: e.topic, Value: []byte(c.value)}).FirstErr(); err != nil {
-			t.Fatal(err)
-		}
-		if err := client.EndTransaction(e.ctx, c.end); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Transaction(t, client, c.end, &kgo.Record{Topic: e.topic, Value: []byte(c.value)})
 	}
 	for _, c := range []struct {
 		committed bool

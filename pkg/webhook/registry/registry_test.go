@@ -302,21 +302,13 @@ func TestPositions(t *testing.T) {
 	}
 	tx := testenv.Client(t, tab.conf, kgo.TransactionalID(tab.conf.TopicPrefix+uuid.NewString()))
 	for _, commit := range []kgo.TransactionEndTry{kgo.TryCommit, kgo.TryAbort} {
-		if err := tx.BeginTransaction(); err != nil {
-			t.Fatal(err)
-		}
 		id := fmt.Sprintf("tx-%t", bool(commit))
 		value, err := json.Marshal(sub(id, "appointment.created", rule(0, "appointment.created", true)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		rec := &kgo.Record{Topic: tab.conf.Topics().Subscriptions(), Key: []byte(id), Value: value}
-		if err := tx.ProduceSync(tab.ctx, rec).FirstErr(); err != nil {
-			t.Fatal(err)
-		}
-		if err := tx.EndTransaction(tab.ctx, commit); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Transaction(t, tx, commit, rec)
 	}
 	tab.sync()
 	tab.expect("appointment.created", 0, "a", "tx-true")

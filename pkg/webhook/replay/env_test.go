@@ -151,17 +151,11 @@ func (w *world) aborted(n int) {
 	w.t.Helper()
 	client := testenv.Client(w.t, w.conf, kgo.TransactionalID(w.conf.TopicPrefix+uuid.NewString()))
 	defer client.Close()
-	w.check(client.BeginTransaction())
-	for i := range n {
-		r, _ := w.record(events.Created, fmt.Sprintf("provider:%d", i%7))
-		w.check(client.ProduceSync(w.context(), r).FirstErr())
-		for { // see session.known
-			if leader, _, err := client.PartitionLeader(r.Topic, r.Partition); err == nil && leader >= 0 {
-				break
-			}
-		}
+	records := make([]*kgo.Record, n)
+	for i := range records {
+		records[i], _ = w.record(events.Created, fmt.Sprintf("provider:%d", i%7))
 	}
-	w.check(client.EndTransaction(w.context(), kgo.TryAbort))
+	testenv.Transaction(w.t, client, kgo.TryAbort, records...)
 }
 
 // ends returns where a topic ends, or where it did at a time.

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/time/rate"
 
+	"github.com/arsmedicatech/webhooks/pkg/transaction"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -399,7 +400,7 @@ func (s *session) transact(ctx context.Context, records []*kgo.Record) error {
 	if err := s.client.ProduceSync(ctx, records...).FirstErr(); err != nil {
 		return fmt.Errorf("produce: %w", err)
 	}
-	if err := s.known(ctx, records); err != nil {
+	if err := transaction.Known(ctx, s.client, records...); err != nil {
 		return err
 	}
 	if err := s.cfg.step("produced"); err != nil {
@@ -409,30 +410,6 @@ func (s *session) transact(ctx context.Context, records []*kgo.Record) error {
 		return fmt.Errorf("end transaction: %w", err)
 	}
 	return s.cfg.step("committed")
-}
-
-// known waits until the client has stored what it learnt of the partitions. The
-// first records of a client are sent a moment before, and until then
-// EndTransaction does not see that something was written there: a commit of
-// nothing else is an abort, and the next transaction would not tell the broker
-// of the partition.
-func (s *session) known(ctx context.Context, records []*kgo.Record) error {
-	for i, rec := range records {
-		if i > 0 && rec.Topic == records[i-1].Topic && rec.Partition == records[i-1].Partition {
-			continue
-		}
-		for {
-			if leader, _, err := s.client.PartitionLeader(rec.Topic, rec.Partition); err == nil && leader >= 0 {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("learn of %s[%d]: %w", rec.Topic, rec.Partition, context.Cause(ctx))
-			case <-time.After(time.Millisecond):
-			}
-		}
-	}
-	return nil
 }
 
 // sweep removes the records of replays that ended long ago.

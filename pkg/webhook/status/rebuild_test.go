@@ -193,15 +193,7 @@ func TestBehind(t *testing.T) {
 	e.complete(p, sub, 10)
 	// Markers of transactions are passed too.
 	client := testenv.Client(t, e.kafka, kgo.TransactionalID(e.kafka.TopicPrefix+"router"))
-	if err := client.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
-	if err := client.ProduceSync(e.ctx, e.made(sub).record()).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	if err := client.EndTransaction(e.ctx, kgo.TryCommit); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Transaction(t, client, kgo.TryCommit, e.made(sub).record())
 	fresh := e.projection() // looks the ends up now
 	e.await("nothing is behind", func() bool {
 		s, err := fresh.Stats(e.ctx, sub)
