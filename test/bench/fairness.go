@@ -83,8 +83,9 @@ func (c *fairnessCmd) run(ctx context.Context, trouble string) error {
 		}
 		fmt.Printf("%d of a backlog of %d are parked after %s\n", w.counter("webhooks_deliveries_parked_total", nil), c.Backlog, time.Since(began).Round(time.Millisecond))
 	}
-	resetPeak()
+	memory := watchMemory(c.For / 5)
 	sent, err := c.send(ctx, w, append(subs, last...), trouble == "none")
+	sizes := memory()
 	if err != nil {
 		return err
 	}
@@ -92,8 +93,8 @@ func (c *fairnessCmd) run(ctx context.Context, trouble string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%-8s %d deliveries to the others at %.0f/s in all: p50 %s, p99 %s, max %s; %d parked; peak RSS %.0f MiB\n", trouble, len(times), c.Rate,
-		percentile(times, 50), percentile(times, 99), percentile(times, 100), w.counter("webhooks_deliveries_parked_total", nil), peakRSS())
+	fmt.Printf("%-8s %d deliveries to the others at %.0f/s in all: p50 %s, p99 %s, max %s; %d parked; MiB of memory after each fifth: %.0f\n", trouble, len(times), c.Rate,
+		percentile(times, 50), percentile(times, 99), percentile(times, 100), w.counter("webhooks_deliveries_parked_total", nil), sizes)
 	return stop()
 }
 
@@ -109,22 +110,19 @@ func (c *fairnessCmd) measure(ctx context.Context, w *world, subs []*webhook.Sub
 // send appends deliveries at the rate and returns when those were appended that
 // are to arrive.
 func (c *fairnessCmd) send(ctx context.Context, w *world, subs []*webhook.Subscription, all bool) (map[string]time.Time, error) {
-	records := deliveries(w, subs, int(c.For.Seconds()*c.Rate))
-	ids := make([]string, len(records))
-	for i, r := range records {
-		if !all && i%len(subs) == len(subs)-1 {
-			continue
+	return sendAt(ctx, w, latencyCmd{Rate: c.Rate, For: c.For}, func(i int) (*kgo.Record, string) {
+		e, to := event(i), i%len(subs)
+		rec := delivery(w, subs[to].ID, e)
+		if !all && to == len(subs)-1 {
+			return rec, ""
 		}
-		var err error
-		if ids[i], err = appointmentOf(r.Value); err != nil {
-			return nil, err
-		}
-	}
-	return sendAt(ctx, w, latencyCmd{Rate: c.Rate, For: c.For}, records, ids)
+		return rec, e.Data.AppointmentID
+	})
 }
 
 // sendAt appends records at a pace, and returns when those were that have an id.
-func sendAt(ctx context.Context, w *world, pace latencyCmd, records []*kgo.Record, ids []string) (map[string]time.Time, error) {
+// They are made one by one, so that they take no memory before their time.
+func sendAt(ctx context.Context, w *world, pace latencyCmd, made func(i int) (rec *kgo.Record, id string)) (map[string]time.Time, error) {
 	opts, err := w.conf.Options(slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
@@ -137,12 +135,13 @@ func sendAt(ctx context.Context, w *world, pace latencyCmd, records []*kgo.Recor
 	sent := map[string]time.Time{}
 	var mu sync.Mutex
 	err = pace.pace(ctx, func(i int) error {
+		rec, id := made(i)
 		began := time.Now()
-		err := producer.ProduceSync(ctx, records[i]).FirstErr()
-		if err == nil && ids[i] != "" {
+		err := producer.ProduceSync(ctx, rec).FirstErr()
+		if err == nil && id != "" {
 			mu.Lock()
 			defer mu.Unlock()
-			sent[ids[i]] = began
+			sent[id] = began
 		}
 		return err
 	})

@@ -92,14 +92,42 @@ func (u usage) rate(n int) (perSecond, cpuPerThousand float64) {
 }
 
 // peakRSS is the most memory that this process has had, in MiB, since reset.
-func peakRSS() float64 {
+func peakRSS() float64 { return memory("VmHWM") }
+
+// watchMemory returns how much memory this process had after each of the times,
+// in MiB, until the function is called that it returns.
+func watchMemory(each time.Duration) (stop func() []float64) {
+	var sizes []float64
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(each)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				sizes = append(sizes, memory("VmRSS"))
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() []float64 {
+		close(end)
+		<-ended
+		return sizes
+	}
+}
+
+// memory returns a figure of Linux about this process's memory, in MiB.
+func memory(what string) float64 {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(status)) {
 		var kb float64
-		if n, _ := fmt.Sscanf(line, "VmHWM: %f kB", &kb); n == 1 {
+		if n, _ := fmt.Sscanf(line, what+": %f kB", &kb); n == 1 {
 			return kb / 1024
 		}
 	}

@@ -209,18 +209,15 @@ func (c *replayCmd) live(ctx context.Context) error {
 // liveFor appends live events and returns how long their first webhooks took.
 func (c *replayCmd) liveFor(ctx context.Context, w *world, sink string, d time.Duration) ([]time.Duration, error) {
 	pace := latencyCmd{Rate: c.Live, For: d}
-	n := int(d.Seconds() * c.Live)
-	records, ids := make([]*kgo.Record, n), make([]string, n)
-	for i := range records {
+	sent, err := sendAt(ctx, w, pace, func(i int) (*kgo.Record, string) {
 		e := event(i)
 		e.Type = events.Cancelled
-		var err error
-		if records[i], err = e.Encode(w.topics.Events()); err != nil {
-			return nil, err
+		rec, err := e.Encode(w.topics.Events())
+		if err != nil {
+			panic(err) // it is ours
 		}
-		ids[i] = e.Data.AppointmentID
-	}
-	sent, err := sendAt(ctx, w, pace, records, ids)
+		return rec, e.Data.AppointmentID
+	})
 	if err != nil {
 		return nil, err
 	}

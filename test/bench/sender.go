@@ -16,6 +16,7 @@ import (
 
 	"github.com/arsmedicatech/webhooks/internal/app"
 	"github.com/arsmedicatech/webhooks/internal/run"
+	"github.com/arsmedicatech/webhooks/pkg/events"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
@@ -152,20 +153,26 @@ func parse(p run.Program, name string, w *world, args ...string) error {
 func deliveries(w *world, subs []*webhook.Subscription, n int) []*kgo.Record {
 	records := make([]*kgo.Record, n)
 	for i := range records {
-		e := event(i)
-		payload, err := webhook.Render(e)
-		if err != nil {
-			panic(err) // it is ours
-		}
-		id, sub := uuid.NewString(), subs[i%len(subs)].ID
-		d := webhook.Delivery{
-			ID: id, SubscriptionID: sub, Subscription: w.at[sub], EventType: e.Type, Attempt: 1, Body: payload.Body(id),
-		}
-		if records[i], err = d.Encode(w.topics.Deliveries()); err != nil {
-			panic(err)
-		}
+		records[i] = delivery(w, subs[i%len(subs)].ID, event(i))
 	}
 	return records
+}
+
+// delivery returns the record of a delivery of the event to the subscription.
+func delivery(w *world, sub string, e events.Event) *kgo.Record {
+	payload, err := webhook.Render(e)
+	if err != nil {
+		panic(err) // it is ours
+	}
+	id := uuid.NewString()
+	d := webhook.Delivery{
+		ID: id, SubscriptionID: sub, Subscription: w.at[sub], EventType: e.Type, Attempt: 1, Body: payload.Body(id),
+	}
+	rec, err := d.Encode(w.topics.Deliveries())
+	if err != nil {
+		panic(err)
+	}
+	return rec
 }
 
 func exampleBody() []byte {
