@@ -1,6 +1,7 @@
 package watermillkgo_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -26,7 +27,8 @@ func rebalance(t *testing.T, inFlight int, again bool) {
 	var mu sync.Mutex
 	acked := map[int]int{}
 	last := map[int]int{}
-	done := make(chan struct{})
+	going, end := context.WithCancel(e.ctx) // until all is acked
+	defer end()
 
 	publisher := e.publisher(watermillkgo.PublisherConfig{
 		PartitionKey: func(_ string, m *message.Message) ([]byte, error) { return []byte(m.Metadata["key"]), nil },
@@ -53,6 +55,7 @@ func rebalance(t *testing.T, inFlight int, again bool) {
 		for {
 			s := e.subscriber(watermillkgo.SubscriberConfig{MaxInFlight: inFlight, DrainTimeout: 30 * time.Second})
 			messages := e.subscribe(s)
+			context.AfterFunc(going, func() { e.close(s) })
 			closing := make(chan struct{})
 			handled := 0
 			for m := range messages {
@@ -69,11 +72,7 @@ func rebalance(t *testing.T, inFlight int, again bool) {
 				last[i%keys] = i
 				acked[i]++
 				if len(acked) == n {
-					select {
-					case <-done:
-					default:
-						close(done)
-					}
+					end()
 				}
 				mu.Unlock()
 				m.Ack()
@@ -85,32 +84,22 @@ func rebalance(t *testing.T, inFlight int, again bool) {
 					}()
 				}
 			}
-			if handled >= perMember {
-				<-closing
-			}
-			select {
-			case <-done:
-				return
-			case <-e.ctx.Done():
-				return
-			default:
-			}
 			if handled < perMember {
-				return // it was closed from outside
+				return // all is acked
+			}
+			<-closing
+			if going.Err() != nil {
+				return
 			}
 		}
 	}
 	for i := range 3 {
 		working.Go(func() { member(uint64(i)) })
 	}
-	// Each member's subscribers are closed with the test; but first all is handled.
-	select {
-	case <-done:
-	case <-e.ctx.Done():
+	working.Wait()
+	if e.ctx.Err() != nil {
 		t.Error("not all messages came")
 	}
-	e.closeAll()
-	working.Wait()
 	for i := range n {
 		if acked[i] == 0 || acked[i] > 1 && !again {
 			t.Errorf("message %d was acked %d times", i, acked[i])
