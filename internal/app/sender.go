@@ -25,7 +25,7 @@ import (
 type Sending struct {
 	Timeout     time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
 	RetryAfter  time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
-	InFlight    int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most."`
+	InFlight    int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most, and outcomes that wait to be on record. If the sender is killed, both may be made twice."`
 	PerEndpoint int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"64" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
 	BreakAfter  int           `name:"break-after" env:"BREAK_AFTER" default:"100" help:"After how many failures without a success an endpoint is left alone, but for a single request from time to time."`
 	GiveUpAfter time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`

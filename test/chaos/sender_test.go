@@ -26,7 +26,9 @@ import (
 // or stalled: whatever happens to senders, brokers and Redis meanwhile.
 func TestSending(t *testing.T) {
 	p := newPlan(t)
-	d := harness.Start(t, harness.Options{Senders: 2, Env: []string{"REQUEST_TIMEOUT=2s", "BREAK_AFTER=1000000"}})
+	d := harness.Start(t, harness.Options{Senders: senders, Env: []string{
+		"REQUEST_TIMEOUT=2s", "BREAK_AFTER=1000000", "IN_FLIGHT=" + strconv.Itoa(inFlight),
+	}})
 	f := newFlow()
 	sink := newReceiver(t, f, p.source(1))
 	a := newAPI(d.URLs)
@@ -58,7 +60,7 @@ func TestSending(t *testing.T) {
 	d.Sent(t, 2*recoverLimit)
 	took := time.Since(began)
 
-	check := &sendingCheck{endpoints: endpoints, deliveries: map[string]int{}, attempts: map[string][]*webhook.Attempt{}, dead: map[string]int{}, by: map[string]*struckDown{}}
+	check := newSendingCheck(endpoints)
 	events := 0
 	d.Read(t, "appointments.events", recoverLimit, func(*kgo.Record) { events++ })
 	d.Read(t, "webhooks.deliveries", recoverLimit, func(r *kgo.Record) {
@@ -103,6 +105,9 @@ func TestSending(t *testing.T) {
 	}
 }
 
+// senders is how many there are.
+const senders = 2
+
 // manner is how an endpoint behaves.
 type manner struct {
 	slow   time.Duration // at most that long until it answers
@@ -134,7 +139,8 @@ type strike struct {
 	at, until time.Time
 	// outage says that what was answered until then could not be written down: who
 	// takes a partition over in the meantime does not know of it.
-	outage bool
+	outage  bool
+	senders int // how many of them it can have struck
 }
 
 // receiver are all endpoints.
@@ -205,7 +211,7 @@ func (s *receiver) faults(p *plan, d *harness.Deployment, brokers *address) []fa
 		at := time.Now()
 		struck()
 		p.pace(12*time.Second, 12*time.Second)
-		s.struck(strike{by: stalled, at: at, until: time.Now()})
+		s.struck(strike{by: stalled, at: at, until: time.Now(), senders: 1})
 		victim.Resume()
 	}}
 	return append(append([]fault{kill, kill, stall}, s.redis(p)...), s.outages(p.brokers())...)
@@ -219,7 +225,7 @@ func (s *receiver) outages(faults []fault) []fault {
 		faults[i] = fault{f.name, func(struck func(...string)) {
 			at := time.Now()
 			f.strike(struck)
-			s.struck(strike{by: f.name, at: at, until: time.Now().Add(noticing), outage: true})
+			s.struck(strike{by: f.name, at: at, until: time.Now().Add(noticing), outage: true, senders: senders})
 		}}
 	}
 	return faults
@@ -230,7 +236,7 @@ func (s *receiver) noted(f fault) fault {
 	return fault{f.name, func(struck func(...string)) {
 		f.strike(func(keys ...string) {
 			now := time.Now()
-			s.struck(strike{by: f.name, at: now, until: now})
+			s.struck(strike{by: f.name, at: now, until: now, senders: 1})
 			struck(keys...)
 		})
 	}}

@@ -319,8 +319,13 @@ func (s *Sender) record(j *job, claim dedupe.Claim, o outcome) {
 		s.bury(j, err)
 		return
 	}
+	if !s.recorder.admit(j.p.hard) {
+		s.end(j, false) // as if it had been stopped in the middle
+		return
+	}
 	s.observe(j.d, o)
-	s.recorder.add(&note{j, handOver, attempt, &dedupe.Settlement{ID: j.d.ID, Attempt: j.d.Attempt, Token: claim.Token, Outcome: o.kind}})
+	mark := &dedupe.Settlement{ID: j.d.ID, Attempt: j.d.Attempt, Token: claim.Token, Outcome: o.kind}
+	s.recorder.add(&note{j: j, handOver: handOver, attempt: attempt, mark: mark, admitted: true})
 }
 
 // bury makes a dead letter of a record that is no delivery.

@@ -109,7 +109,7 @@ func (m *metrics) broken(now bool) {
 	}
 }
 
-func newMetrics(reg prometheus.Registerer, held func() int64) *metrics {
+func newMetrics(reg prometheus.Registerer, held func() int64, unrecorded func() int) *metrics {
 	m := &metrics{
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "webhooks_delivery_attempts_total",
@@ -139,7 +139,9 @@ func newMetrics(reg prometheus.Registerer, held func() int64) *metrics {
 	if reg != nil {
 		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.lateness, m.expired, m.unreadable, m.parked, m.lanes, m.alone, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_deliveries_held_bytes", Help: "Bytes of the records that are read and not settled.",
-		}, func() float64 { return float64(held()) }))
+		}, func() float64 { return float64(held()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "webhooks_outcomes_unrecorded", Help: "Outcomes that wait to be on record; if the process is killed their requests are made twice.",
+		}, func() float64 { return float64(unrecorded()) }))
 	}
 	return m
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -18,10 +19,15 @@ import (
 // attempt's record so knows that the delivery was handed over, also when Redis
 // has to be rebuilt from it. While one batch is on its way the next gathers.
 //
-// Its length is bounded by the partitions' windows.
+// The outcomes in hand are bounded: if the process is killed their requests may be
+// made twice. While Kafka is slow to take them, whoever has one more waits, and
+// makes no request meanwhile. What is only handed on is bounded by the partitions'
+// windows.
 type recorder struct {
-	s    *Sender
-	stir chan struct{} // has an element when there may be something to record
+	s        *Sender
+	stir     chan struct{} // has an element when there may be something to record
+	room     chan struct{} // has an element for each outcome in hand
+	recorded atomic.Int64  // how many outcomes are done
 
 	mu      sync.Mutex
 	waiting []*note
@@ -34,12 +40,33 @@ type note struct {
 	handOver *kgo.Record
 	attempt  *kgo.Record
 	mark     *dedupe.Settlement
+	admitted bool // it has a place in room
 }
 
 // recorders is how many batches are on their way at once.
 const recorders = 3
 
-func newRecorder(s *Sender) *recorder { return &recorder{s: s, stir: make(chan struct{}, recorders)} }
+func newRecorder(s *Sender) *recorder {
+	return &recorder{s: s, stir: make(chan struct{}, recorders), room: make(chan struct{}, s.cfg.InFlight)}
+}
+
+// admit waits for room for an outcome, or returns false if ctx ends first.
+func (rc *recorder) admit(ctx context.Context) bool {
+	select {
+	case rc.room <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// stuck says whether there is no room and nothing has been recorded since `last`
+// was what it is given, and sets that.
+func (rc *recorder) stuck(last *int64) bool {
+	before := *last
+	*last = rc.recorded.Load()
+	return before == *last && len(rc.room) == cap(rc.room)
+}
 
 func (rc *recorder) add(notes ...*note) {
 	if len(notes) == 0 {
@@ -186,5 +213,9 @@ func (rc *recorder) mark(ctx context.Context, notes []*note) {
 		sh.mu.Lock()
 		sh.end(n.j, true)
 		sh.mu.Unlock()
+		if n.admitted {
+			rc.recorded.Add(1)
+			<-rc.room
+		}
 	}
 }

@@ -92,7 +92,8 @@ type Config struct {
 	Timeout time.Duration
 	// MarkLife is how far back marks are rebuilt from attempts. Default 8 days.
 	MarkLife time.Duration
-	// InFlight bounds the requests under way. Default 1024.
+	// InFlight bounds the requests under way, and also the outcomes that wait to be
+	// on record: both may be made twice if the process is killed. Default 1024.
 	InFlight int
 	// PerEndpoint bounds the requests under way to one subscription. How many there
 	// are, from 1 up to here, depends on how it answers. Default 64.
@@ -233,7 +234,7 @@ func New(cfg Config) (*Sender, error) {
 	if err := kgo.ValidateOpts(s.options()...); err != nil {
 		return nil, fmt.Errorf("make sender: %w", err)
 	}
-	s.metrics = newMetrics(cfg.Metrics, func() int64 { return s.held.Load() + s.drawer.bytes.Load() })
+	s.metrics = newMetrics(cfg.Metrics, func() int64 { return s.held.Load() + s.drawer.bytes.Load() }, func() int { return len(s.recorder.room) })
 	return s, nil
 }
 

@@ -1,0 +1,59 @@
+package sender_test
+
+import (
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/sender"
+)
+
+// As long as Kafka takes no outcomes, no more requests are made than may be under
+// way and wait to be recorded: each of them would be made twice if the process were
+// killed now. Nothing is parked for that, and all is sent once when Kafka takes
+// outcomes again.
+func TestUnrecordedOutcomesAreBounded(t *testing.T) {
+	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
+		const inFlight, each = 5, 4
+		const most = 2 * inFlight
+		rc := b.receive(nil)
+		sub := b.subscribe(rc.url)
+		ids := b.deliverMany(sub, each)
+		for range most { // so that every place is taken: one lane may not take all
+			sub = b.neighbour(sub, rc.url)
+			ids = append(ids, b.deliverMany(sub, each)...)
+		}
+		var away atomic.Bool
+		away.Store(true)
+		b.virtual.cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+			b.virtual.cluster.KeepControl()
+			if !away.Load() {
+				return nil, nil, false
+			}
+			return nil, errors.New("away"), true
+		})
+		snd := b.start(func(cfg *sender.Config) { cfg.InFlight = inFlight })
+		for range most {
+			rc.next()
+		}
+		time.Sleep(20 * time.Second) // in which Kafka is asked again and again
+		synctest.Wait()
+		if n := len(rc.arrived); n > 0 {
+			t.Errorf("%d requests were made beyond %d", n, most)
+		}
+		away.Store(false)
+		for range len(ids) - most {
+			rc.next()
+		}
+		b.attempts(len(ids))
+		snd.stop()
+		rc.wantOnce(t, ids...)
+		b.wantCount(b.topics.Parked(), 0)
+		b.wantAllCommitted(b.topics.Deliveries())
+	})
+}
