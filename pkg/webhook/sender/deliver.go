@@ -324,8 +324,7 @@ func (s *Sender) record(j *job, claim dedupe.Claim, o outcome) {
 		return
 	}
 	s.observe(j.d, o)
-	mark := &dedupe.Settlement{ID: j.d.ID, Attempt: j.d.Attempt, Token: claim.Token, Outcome: o.kind}
-	s.recorder.add(&note{j: j, handOver: handOver, attempt: attempt, mark: mark, admitted: true})
+	s.recorder.add(&note{j, handOver, attempt, &dedupe.Settlement{ID: j.d.ID, Attempt: j.d.Attempt, Token: claim.Token, Outcome: o.kind}})
 }
 
 // bury makes a dead letter of a record that is no delivery.

@@ -39,8 +39,7 @@ type note struct {
 	j        *job
 	handOver *kgo.Record
 	attempt  *kgo.Record
-	mark     *dedupe.Settlement
-	admitted bool // it has a place in room
+	mark     *dedupe.Settlement // of an outcome, which has a place in room; others have none
 }
 
 // recorders is how many batches are on their way at once.
@@ -213,7 +212,7 @@ func (rc *recorder) mark(ctx context.Context, notes []*note) {
 		sh.mu.Lock()
 		sh.end(n.j, true)
 		sh.mu.Unlock()
-		if n.admitted {
+		if n.mark != nil {
 			rc.recorded.Add(1)
 			<-rc.room
 		}
