@@ -190,11 +190,11 @@ func (r *Replayer) own(ctx context.Context) {
 	}
 }
 
-// transactionTimeout is longer than what a transaction may take, so that it is
-// this process that gives up first.
 // leaveTimeout bounds the giving up of what is under way.
 const leaveTimeout = 10 * time.Second
 
+// transactionTimeout is longer than what a transaction may take, so that it is
+// this process that gives up first.
 const (
 	commitTimeout      = 10 * time.Second
 	transactionTimeout = 20 * time.Second

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -24,13 +23,13 @@ import (
 // makes no request meanwhile. What is only handed on is bounded by the partitions'
 // windows.
 type recorder struct {
-	s        *Sender
-	stir     chan struct{} // has an element when there may be something to record
-	room     chan struct{} // has an element for each outcome in hand
-	recorded atomic.Int64  // how many outcomes are done
+	s    *Sender
+	stir chan struct{} // has an element when there may be something to record
+	room chan struct{} // has an element for each outcome in hand
 
 	mu      sync.Mutex
 	waiting []*note
+	marked  time.Time // when outcomes were marked last
 }
 
 // note is an outcome to be written down. Parts that are nil are done, or not
@@ -59,12 +58,12 @@ func (rc *recorder) admit(ctx context.Context) bool {
 	}
 }
 
-// stuck says whether there is no room and nothing has been recorded since `last`
-// was what it is given, and sets that.
-func (rc *recorder) stuck(last *int64) bool {
-	before := *last
-	*last = rc.recorded.Load()
-	return before == *last && len(rc.room) == cap(rc.room)
+// stuck says whether there is no room, and nothing has been marked for as long as
+// shards look away.
+func (rc *recorder) stuck() bool {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return len(rc.room) == cap(rc.room) && time.Since(rc.marked) >= lookEvery
 }
 
 func (rc *recorder) add(notes ...*note) {
@@ -207,13 +206,17 @@ func (rc *recorder) mark(ctx context.Context, notes []*note) {
 			return
 		}
 	}
+	if len(marks) > 0 {
+		rc.mu.Lock()
+		rc.marked = time.Now()
+		rc.mu.Unlock()
+	}
 	for _, n := range notes {
 		sh := n.j.p.shard
 		sh.mu.Lock()
 		sh.end(n.j, true)
 		sh.mu.Unlock()
 		if n.mark != nil {
-			rc.recorded.Add(1)
 			<-rc.room
 		}
 	}

@@ -29,8 +29,6 @@ type shard struct {
 	room    chan struct{} // closed when there may be room again; nil while nobody waits
 	looking bool          // for lanes that take room for nothing
 	stalled time.Time     // when sending was last found paused for want of Redis or Kafka
-
-	recorded int64 // how many outcomes were when that was looked at
 }
 
 // alarm is something to be done later, with the shard's lock held.
@@ -126,7 +124,7 @@ func (sh *shard) lookAround() {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	now := time.Now()
-	if !sh.s.keeper.ready() || sh.s.recorder.stuck(&sh.recorded) { // that is no lane's fault
+	if !sh.s.keeper.ready() || sh.s.recorder.stuck() { // that is no lane's fault
 		sh.stalled = now
 	}
 	then := now.Add(-sh.s.cfg.LaneWait)
