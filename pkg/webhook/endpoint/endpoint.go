@@ -347,9 +347,11 @@ func (c *Client) overHTTP1(ctx context.Context, t *target, r Request, start time
 		return failed(ctx, err, start), nil
 	}
 	latency := time.Since(start)
-	_ = cn.SetReadDeadline(time.Now().Add(c.cfg.BodyTimeout))
-	if ctx.Err() != nil {
-		cn.interrupt() // in case that was undone
+	if int64(cn.in.Buffered()) < answer.ContentLength || answer.ContentLength < 0 { // else nothing is waited for
+		_ = cn.SetReadDeadline(time.Now().Add(c.cfg.BodyTimeout))
+		if ctx.Err() != nil {
+			cn.interrupt() // in case that was undone
+		}
 	}
 	body, whole := c.read(answer)
 	if goOn() && whole && !answer.Close && cn.in.Buffered() == 0 {

@@ -113,17 +113,18 @@ func (p *pool) take(h *host) *conn {
 		return nil
 	}
 	cn := h.idle[len(h.idle)-1]
-	p.remove(cn)
+	p.drop(cn, len(h.idle)-1)
 	return cn
 }
 
 // remove takes an idle connection out; the caller holds mu.
-func (p *pool) remove(cn *conn) {
+func (p *pool) remove(cn *conn) { p.drop(cn, slices.Index(cn.host.idle, cn)) }
+
+// drop does what remove does, given where among its host's idle ones the connection is.
+func (p *pool) drop(cn *conn, i int) {
 	p.idle.Remove(cn.at)
-	h := cn.host
-	i := slices.Index(h.idle, cn)
-	h.idle = slices.Delete(h.idle, i, i+1)
-	p.forget(h)
+	cn.host.idle = slices.Delete(cn.host.idle, i, i+1)
+	p.forget(cn.host)
 }
 
 // reap closes connections that have been idle for too long.

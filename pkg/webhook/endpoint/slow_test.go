@@ -75,6 +75,14 @@ func TestSlow(t *testing.T) {
 			status: 200, answer: "hello,", takes: 2 * time.Second,
 		},
 		{
+			name: "stops within a chunk", handle: then(say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"), block),
+			status: 200, answer: "hello", takes: 2 * time.Second,
+		},
+		{
+			name: "does not say how long the body is", handle: then(say("HTTP/1.1 200 OK\r\n\r\nhello"), block),
+			status: 200, answer: "hello", takes: 2 * time.Second,
+		},
+		{
 			name: "is late with the head and slow with the body", handle: after(9*time.Second, then(say(head+"hello"), block)),
 			status: 200, answer: "hello", takes: 11 * time.Second,
 		},
