@@ -23,9 +23,7 @@ func (s *Redis) work() {
 		b := &batch{store: s, requests: requests}
 		if err := b.ask(); err != nil {
 			// Those who queued meanwhile would only run into the same time-outs, one batch after the other.
-			for _, r := range append(requests, s.queue.drain()...) {
-				r.answer(Claim{}, err)
-			}
+			answerAll(append(requests, s.queue.drain()...), err)
 			continue
 		}
 		b.answer()

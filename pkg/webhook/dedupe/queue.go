@@ -13,8 +13,15 @@ const (
 	opRelease
 )
 
-// A request is one call on its way through a batch. Its caller waits for done.
+// A call is what its caller waits for: all requests that it has queued together.
+type call struct {
+	open atomic.Int32 // requests without an answer
+	done chan struct{}
+}
+
+// A request is part of a call, on its way through a batch.
 type request struct {
+	call              *call
 	op                op
 	id                string
 	attempt           int
@@ -24,22 +31,20 @@ type request struct {
 
 	claim   Claim
 	err     error
-	decided atomic.Bool // answered or abandoned, whichever came first
-	done    chan struct{}
+	decided atomic.Bool // has an answer
 }
 
-// answer hands the caller its answer, and reports false when the caller has left.
+// answer hands the caller its answer, and reports false when there is one already: the caller has left.
 func (r *request) answer(c Claim, err error) bool {
 	if !r.decided.CompareAndSwap(false, true) {
 		return false
 	}
 	r.claim, r.err = c, err
-	close(r.done)
+	if r.call.open.Add(-1) == 0 {
+		close(r.call.done)
+	}
 	return true
 }
-
-// abandon lets the caller leave, unless the answer has already been given.
-func (r *request) abandon() bool { return r.decided.CompareAndSwap(false, true) }
 
 // A queue collects requests while round trips are under way. Its length is bounded by the number of callers.
 type queue struct {

@@ -122,9 +122,7 @@ func setDefault(d *time.Duration, value time.Duration) {
 
 // Close answers waiting calls with ErrClosed, lets the round trips under way finish, and disconnects.
 func (s *Redis) Close() error {
-	for _, r := range s.queue.close() {
-		r.answer(Claim{}, ErrClosed)
-	}
+	answerAll(s.queue.close(), ErrClosed)
 	s.workers.Wait()
 	if err := s.client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("dedupe: close: %w", err)
@@ -164,7 +162,10 @@ type Settlement struct {
 // SettleAll does what Settle does for each of many, in few round trips. After an error some may be settled; all can be
 // repeated.
 func (s *Redis) SettleAll(ctx context.Context, all []Settlement) error {
-	requests := make([]*request, len(all))
+	if len(all) == 0 {
+		return nil
+	}
+	together, requests := make([]request, len(all)), make([]*request, len(all))
 	for i, one := range all {
 		o, err := parseOutcome(one.Outcome)
 		if err == nil {
@@ -173,15 +174,14 @@ func (s *Redis) SettleAll(ctx context.Context, all []Settlement) error {
 		if err != nil {
 			return err
 		}
-		requests[i] = s.prepare(&request{op: opSettle, id: one.ID, attempt: one.Attempt, token: one.Token, outcome: o})
+		requests[i] = &together[i]
+		*requests[i] = request{op: opSettle, id: one.ID, attempt: one.Attempt, token: one.Token, outcome: o}
 	}
-	if !s.queue.put(requests...) {
-		return ErrClosed
-	}
+	s.call(ctx, requests)
 	var failed error
 	for _, r := range requests {
-		if _, err := s.await(ctx, r); err != nil {
-			failed = err
+		if r.err != nil {
+			failed = r.err
 		}
 	}
 	return failed
@@ -194,39 +194,37 @@ func (s *Redis) Release(ctx context.Context, id string, attempt int, token strin
 	return err
 }
 
-// ask queues r for the next batch and waits for its answer.
+// ask makes a call of one request.
 func (s *Redis) ask(ctx context.Context, r *request) (Claim, error) {
 	if err := check(ctx, r.id, r.attempt); err != nil {
 		return Claim{}, err
 	}
-	if !s.queue.put(s.prepare(r)) {
-		return Claim{}, ErrClosed
+	s.call(ctx, []*request{r})
+	return r.claim, r.err
+}
+
+// call queues requests for the next batches and waits until all have their answers. At the end of ctx that is its error.
+func (s *Redis) call(ctx context.Context, requests []*request) {
+	c := &call{done: make(chan struct{})}
+	c.open.Store(int32(len(requests)))
+	for _, r := range requests {
+		r.call, r.markKey, r.claimKey = c, s.keys.mark(r.id), s.keys.claim(r.id, r.attempt)
 	}
-	return s.await(ctx, r)
-}
-
-func (s *Redis) prepare(r *request) *request {
-	r.markKey, r.claimKey = s.keys.mark(r.id), s.keys.claim(r.id, r.attempt)
-	r.done = make(chan struct{})
-	return r
-}
-
-// await waits for the answer to a request that is queued.
-func (s *Redis) await(ctx context.Context, r *request) (Claim, error) {
-	select { // of many that were queued together all but the first have theirs: this costs less
-	case <-r.done:
-		return r.claim, r.err
-	default:
+	if !s.queue.put(requests...) {
+		answerAll(requests, ErrClosed)
+		return
 	}
 	select {
-	case <-r.done:
-		return r.claim, r.err
+	case <-c.done:
 	case <-ctx.Done():
-		if r.abandon() {
-			return Claim{}, ctx.Err()
-		}
-		<-r.done // the answer came first
-		return r.claim, r.err
+		answerAll(requests, ctx.Err())
+		<-c.done // some may just be given theirs
+	}
+}
+
+func answerAll(requests []*request, err error) {
+	for _, r := range requests {
+		r.answer(Claim{}, err)
 	}
 }
 
