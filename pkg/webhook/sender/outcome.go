@@ -24,22 +24,24 @@ func (s *Sender) encode(r *kgo.Record, d *webhook.Delivery, o outcome) (handOver
 		LatencyMS: latency, Answer: strings.ToValidUTF8(string(o.answer), "\uFFFD"),
 		Disable: o.disable,
 	}
-	history := append(slices.Clone(d.History), webhook.PastAttempt{
-		Attempt: d.Attempt, At: o.at.UTC(), Status: o.status, Error: o.err, LatencyMS: latency,
-	})
+	history := func() []webhook.PastAttempt {
+		return append(slices.Clone(d.History), webhook.PastAttempt{
+			Attempt: d.Attempt, At: o.at.UTC(), Status: o.status, Error: o.err, LatencyMS: latency,
+		})
+	}
 	switch o.kind {
 	case webhook.Failed:
 		due := o.due.UTC()
 		a.NextAttemptAt = &due
 		next := *d
-		next.Attempt, next.NotBefore, next.History = d.Attempt+1, o.due, history
+		next.Attempt, next.NotBefore, next.History = d.Attempt+1, o.due, history()
 		handOver, err = next.Encode(s.cfg.Topics.Retry(o.delay))
 	case webhook.Dead:
 		dead := webhook.DeadLetter{
 			Reason: webhook.ReasonExhausted, Error: "the last attempt failed: " + o.cause(), At: time.Now().UTC(), Source: webhook.SourceOf(r),
 			Delivery: &webhook.DeadDelivery{
 				DeliveryID: d.ID, SubscriptionID: d.SubscriptionID, EventType: d.EventType, Origin: d.Origin,
-				EventPosition: position(d), Body: string(d.Body), Attempts: history,
+				EventPosition: position(d), Body: string(d.Body), Attempts: history(),
 			},
 		}
 		handOver, err = dead.Encode(s.cfg.Topics.DeadLetters())
