@@ -33,11 +33,11 @@ test: ## all tests on the embedded Kafka and Redis, with the race detector where
 
 .PHONY: test-real
 test-real: ## the integration tests on a real Kafka (BROKERS=1 or 3) and a real Redis, or on KAFKA_BROKERS and REDIS_URL
-	@# One package at a time: some stop brokers that all share. What is killed in
-	@# test/chaos runs as it is built for use: how long things take is part of it.
-	@# It also gets brokers of its own: those of the others are full of topics, and a
-	@# broker that is started again after a kill has to go through them all.
-	test/real/with.sh --brokers $(BROKERS) -- go test $(RACE) -count=1 -p 1 -timeout 20m $(filter-out ./test/chaos,$(REAL))
+	@# Two packages at a time: the brokers and Redis, which all share, have work
+	@# enough. test/chaos stops them, and gets its own: those of the others are full
+	@# of topics, and a broker that is started again has to go through them all. What
+	@# is killed there is built as for use: how long things take is part of it.
+	test/real/with.sh --brokers $(BROKERS) -- go test $(RACE) -count=1 -p 2 -timeout 20m $(filter-out ./test/chaos,$(REAL))
 	test/real/with.sh --brokers $(BROKERS) -- go test -count=1 -timeout 20m ./test/chaos
 
 .PHONY: fuzz
