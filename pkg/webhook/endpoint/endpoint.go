@@ -348,9 +348,9 @@ func (c *Client) overHTTP1(ctx context.Context, t *target, r Request, start time
 	}
 	latency := time.Since(start)
 	if int64(cn.in.Buffered()) < answer.ContentLength || answer.ContentLength < 0 { // else nothing is waited for
-		_ = cn.SetReadDeadline(time.Now().Add(c.cfg.BodyTimeout))
-		if ctx.Err() != nil {
-			cn.interrupt() // in case that was undone
+		err := cn.SetReadDeadline(time.Now().Add(c.cfg.BodyTimeout))
+		if err != nil || ctx.Err() != nil { // nothing limits the reading, or an interruption may have been undone
+			_ = cn.Close()
 		}
 	}
 	body, whole := c.read(answer)

@@ -3,6 +3,7 @@ package endpoint_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -123,6 +124,35 @@ func TestSlow(t *testing.T) {
 			})
 		})
 	}
+}
+
+// deadlineless is a connection on which the time for reading alone can't be limited.
+type deadlineless struct{ net.Conn }
+
+func (deadlineless) SetReadDeadline(time.Time) error { return errors.New("can't be set") }
+
+// A body is not read without a limit of its own; the head says what counts.
+func TestBodyWithoutDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var server sync.WaitGroup
+		t.Cleanup(server.Wait)
+		client := newClient(t, endpoint.Config{Dial: func(context.Context, string, string) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			server.Go(func() {
+				defer theirs.Close()
+				if readHead(bufio.NewReader(theirs)) {
+					then(say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"), block)(theirs)
+				}
+			})
+			return deadlineless{ours}, nil
+		}})
+		start := time.Now()
+		got := client.Post(t.Context(), endpoint.Request{URL: "http://slow.example"})
+		expect(t, got, 200, "")
+		if took := time.Since(start); took != 0 {
+			t.Errorf("took %v, want no waiting", took)
+		}
+	})
 }
 
 func TestCancelled(t *testing.T) {
