@@ -96,6 +96,53 @@ func TestAbandonedClaimIsGivenBack(t *testing.T) {
 	}
 }
 
+func TestSettleAll(t *testing.T) {
+	m := miniredis.RunT(t)
+	s := openStore(t, patient(m))
+	if err := s.SettleAll(t.Context(), nil); err != nil {
+		t.Errorf("none: %v", err)
+	}
+	all := []dedupe.Settlement{{ID: "a", Attempt: 1, Outcome: dedupe.Delivered}, {ID: "b", Attempt: 1, Outcome: dedupe.Failed}}
+	if err := s.SettleAll(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range all {
+		if c, err := s.Claim(t.Context(), one.ID, 1); err != nil || c.Verdict != dedupe.Settled {
+			t.Errorf("%s: got %+v, %v; want it settled", one.ID, c, err)
+		}
+	}
+}
+
+// Whoever leaves before all of many are settled hears so, although they may be.
+func TestSettleAllIsLeft(t *testing.T) {
+	m := miniredis.RunT(t)
+	s := openStore(t, patient(m))
+	entered, open := gate(m)
+	defer open()
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error)
+	go func() {
+		failed <- s.SettleAll(ctx, []dedupe.Settlement{
+			{ID: "a", Attempt: 1, Outcome: dedupe.Delivered}, {ID: "b", Attempt: 1, Outcome: dedupe.Delivered},
+		})
+	}()
+	<-entered
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, want the context's error", err)
+	}
+	open()
+	if err := s.Close(); err != nil { // ends the round trip
+		t.Fatal(err)
+	}
+	if keys := m.Keys(); !slices.Equal(keys, []string{"wh:epoch", "wh:m:a", "wh:m:b"}) {
+		t.Errorf("there are keys %v, want both marks", keys)
+	}
+	if err := s.SettleAll(t.Context(), []dedupe.Settlement{{ID: "a", Attempt: 1, Outcome: dedupe.Delivered}}); !errors.Is(err, dedupe.ErrClosed) {
+		t.Errorf("after Close: %v, want ErrClosed", err)
+	}
+}
+
 func TestClose(t *testing.T) {
 	m := miniredis.RunT(t)
 	s := openStore(t, patient(m))
