@@ -63,8 +63,8 @@ func (rc *recorder) admit(ctx context.Context) bool {
 	}
 }
 
-// stuck says whether there is no room, and nothing has been marked for as long as
-// shards look away.
+// stuck says whether there is no room, and nothing has been marked since a shard
+// looked last.
 func (rc *recorder) stuck() bool {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
