@@ -25,7 +25,8 @@ import (
 type Sending struct {
 	Timeout     time.Duration `name:"request-timeout" env:"REQUEST_TIMEOUT" default:"10s" help:"What a request may take, from dialling to the end of the answer's head."`
 	RetryAfter  time.Duration `name:"retry-after-cap" env:"RETRY_AFTER_CAP" default:"15m" help:"How far an endpoint's Retry-After can move its next attempt."`
-	InFlight    int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most, and outcomes that wait to be on record. If the sender is killed, both may be made twice."`
+	InFlight    int           `name:"in-flight" env:"IN_FLIGHT" default:"1024" help:"Requests under way at most. If the sender is killed, they may be made twice."`
+	Unrecorded  int           `name:"unrecorded" env:"UNRECORDED" default:"4096" help:"Outcomes of requests that wait to be written down in Kafka and Redis at most. If the sender is killed, their requests may be made twice."`
 	PerEndpoint int           `name:"per-endpoint" env:"PER_ENDPOINT" default:"64" help:"Requests under way to one subscription at most. How many there are, from 1 up to here, depends on how it answers."`
 	BreakAfter  int           `name:"break-after" env:"BREAK_AFTER" default:"100" help:"After how many failures without a success an endpoint is left alone, but for a single request from time to time."`
 	GiveUpAfter time.Duration `name:"give-up-after" env:"GIVE_UP_AFTER" default:"120h" help:"How long an endpoint may fail without a single success before its subscription is disabled. Shorter than deliveries are kept, which is DELIVERY_RETENTION of webhooks topics apply."`
@@ -38,8 +39,8 @@ func (s Sending) Check() error {
 	switch {
 	case s.Timeout < time.Millisecond || s.Timeout > time.Minute:
 		return errors.New("REQUEST_TIMEOUT must be between 1ms and 1m")
-	case s.InFlight < 1 || s.PerEndpoint < 1:
-		return errors.New("IN_FLIGHT and PER_ENDPOINT must be at least 1")
+	case s.InFlight < 1 || s.Unrecorded < 1 || s.PerEndpoint < 1:
+		return errors.New("IN_FLIGHT, UNRECORDED and PER_ENDPOINT must be at least 1")
 	case s.BreakAfter < 1:
 		return errors.New("BREAK_AFTER must be at least 1")
 	case s.Drain < 0 || s.Drain > 50*time.Second:
@@ -131,7 +132,7 @@ func (s *Sender) Run(ctx context.Context, env *run.Env) error {
 	snd, err := sender.New(sender.Config{
 		Kafka: opts, Topics: topics, Group: s.Kafka.TopicPrefix + groupSender, Member: s.Instance.member(),
 		Schedule: schedule, FormerDelays: former, RetryAfterCap: s.Sending.RetryAfter, Timeout: s.Sending.Timeout, MarkLife: s.Sending.MarkLife,
-		InFlight: s.Sending.InFlight, PerEndpoint: s.Sending.PerEndpoint, BreakAfter: s.Sending.BreakAfter, GiveUpAfter: s.Sending.GiveUpAfter, Drain: s.Sending.Drain,
+		InFlight: s.Sending.InFlight, Unrecorded: s.Sending.Unrecorded, PerEndpoint: s.Sending.PerEndpoint, BreakAfter: s.Sending.BreakAfter, GiveUpAfter: s.Sending.GiveUpAfter, Drain: s.Sending.Drain,
 		Subscriptions: subscriptions, Open: keys.Open, Claims: claims, Standing: known, Cancelled: replays.Cancelled, Client: client, Log: env.Log, Metrics: env.Metrics,
 	})
 	if err != nil {

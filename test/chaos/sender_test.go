@@ -27,7 +27,7 @@ import (
 func TestSending(t *testing.T) {
 	p := newPlan(t)
 	d := harness.Start(t, harness.Options{Senders: senders, Env: []string{
-		"REQUEST_TIMEOUT=2s", "BREAK_AFTER=1000000", "IN_FLIGHT=" + strconv.Itoa(inFlight),
+		"REQUEST_TIMEOUT=2s", "BREAK_AFTER=1000000", "IN_FLIGHT=" + strconv.Itoa(inFlight), "UNRECORDED=" + strconv.Itoa(unrecorded),
 	}})
 	f := newFlow()
 	sink := newReceiver(t, f, p.source(1))

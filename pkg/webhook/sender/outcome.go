@@ -142,7 +142,7 @@ func newMetrics(reg prometheus.Registerer, held func() int64, unrecorded func() 
 		reg.MustRegister(m.attempts, m.claims, m.latency, m.inFlight, m.lateness, m.expired, m.unreadable, m.parked, m.lanes, m.alone, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "webhooks_deliveries_held_bytes", Help: "Bytes of the records that are read and not settled.",
 		}, func() float64 { return float64(held()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "webhooks_outcomes_unrecorded", Help: "Outcomes that wait to be on record; if the process is killed their requests are made twice.",
+			Name: "webhooks_outcomes_unrecorded", Help: "Outcomes that wait to be on record and marked; if the process is killed their requests may be made twice.",
 		}, func() float64 { return float64(unrecorded()) }))
 	}
 	return m

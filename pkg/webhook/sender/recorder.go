@@ -16,16 +16,20 @@ import (
 // recorder writes outcomes down, many at a time: first the hand-overs, then the
 // attempts, then the marks, each acknowledged before the next. Whoever finds an
 // attempt's record so knows that the delivery was handed over, also when Redis
-// has to be rebuilt from it. While one batch is on its way the next gathers.
+// has to be rebuilt from it. While a batch is on its way the next one gathers; two at
+// a time would be half as large, and a batch costs Kafka more than a record does.
+// What does not come to its end soon is not waited for: without Redis attempts go on
+// record all the same.
 //
 // The outcomes in hand are bounded: if the process is killed their requests may be
-// made twice. While Kafka is slow to take them, whoever has one more waits, and
-// makes no request meanwhile. What is only handed on is bounded by the partitions'
-// windows.
+// made twice. While Kafka or Redis is slow to take them, whoever has one more waits,
+// and makes no request meanwhile. What is only handed on is bounded by the
+// partitions' windows.
 type recorder struct {
-	s    *Sender
-	stir chan struct{} // has an element when there may be something to record
-	room chan struct{} // has an element for each outcome in hand
+	s       *Sender
+	stir    chan struct{} // has an element when there may be something to record
+	room    chan struct{} // has an element for each outcome in hand
+	marking sync.WaitGroup
 
 	mu      sync.Mutex
 	waiting []*note
@@ -41,11 +45,8 @@ type note struct {
 	mark     *dedupe.Settlement // of an outcome, which has a place in room; others have none
 }
 
-// recorders is how many batches are on their way at once.
-const recorders = 3
-
 func newRecorder(s *Sender) *recorder {
-	return &recorder{s: s, stir: make(chan struct{}, recorders), room: make(chan struct{}, s.cfg.InFlight)}
+	return &recorder{s: s, stir: make(chan struct{}, 1), room: make(chan struct{}, s.cfg.Unrecorded)}
 }
 
 // admit waits for room for an outcome, or returns false if ctx ends first.
@@ -71,12 +72,10 @@ func (rc *recorder) stuck() bool {
 	return len(rc.room) == cap(rc.room) && time.Since(rc.marked) >= lookEvery
 }
 
-func (rc *recorder) add(notes ...*note) {
-	if len(notes) == 0 {
-		return
-	}
+// add has a note written down.
+func (rc *recorder) add(n *note) {
 	rc.mu.Lock()
-	rc.waiting = append(rc.waiting, notes...)
+	rc.waiting = append(rc.waiting, n)
 	rc.mu.Unlock()
 	select {
 	case rc.stir <- struct{}{}:
@@ -94,27 +93,42 @@ func (rc *recorder) take() []*note {
 
 // run records until ctx ends.
 func (rc *recorder) run(ctx context.Context) {
-	var workers sync.WaitGroup
-	for range recorders {
-		workers.Go(func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-rc.stir:
-					rc.record(ctx, rc.take())
-				}
-			}
-		})
+	defer rc.marking.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-rc.stir:
+			rc.record(ctx, rc.take())
+		}
 	}
-	workers.Wait()
 }
 
-// record takes a batch as far as it goes.
+// record has Kafka take a batch, and then Redis, but does not wait for that for long.
 func (rc *recorder) record(ctx context.Context, notes []*note) {
 	notes = rc.append(ctx, notes, func(n *note) **kgo.Record { return &n.handOver })
 	notes = rc.append(ctx, notes, func(n *note) **kgo.Record { return &n.attempt })
-	rc.mark(ctx, notes)
+	outcomes := notes[:0]
+	for _, n := range notes {
+		if n.mark == nil {
+			rc.s.end(n.j, true)
+			continue
+		}
+		n.j.ended.Store(n.mark.Outcome != webhook.Failed)
+		outcomes = append(outcomes, n)
+	}
+	if len(outcomes) == 0 {
+		return
+	}
+	marked := make(chan struct{})
+	rc.marking.Go(func() { defer close(marked); rc.mark(ctx, outcomes) })
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-marked:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // append appends one part of each note and returns those of which that is done in
@@ -171,8 +185,9 @@ func (rc *recorder) append(ctx context.Context, notes []*note, part func(*note) 
 	return done
 }
 
-// patience is how long a batch waits for all its records.
-const patience = time.Second
+// patience is how long a batch waits for all its records, and then for its marks: what
+// is answered later goes on with a later batch.
+const patience = 250 * time.Millisecond
 
 // settle takes the answer to a record, and says whether that part of its note is
 // done. If it is not, the note comes back in a while.
@@ -192,16 +207,13 @@ func (rc *recorder) settle(n *note, rec **kgo.Record, err error) bool {
 	return true
 }
 
-// mark marks what is on record, and has done with it.
+// mark marks outcomes that are on record, and has done with them.
 func (rc *recorder) mark(ctx context.Context, notes []*note) {
-	var marks []dedupe.Settlement
-	for _, n := range notes {
-		if n.mark != nil {
-			n.j.ended.Store(n.mark.Outcome != webhook.Failed)
-			marks = append(marks, *n.mark)
-		}
+	marks := make([]dedupe.Settlement, len(notes))
+	for i, n := range notes {
+		marks[i] = *n.mark
 	}
-	for len(marks) > 0 {
+	for {
 		err := rc.s.cfg.Claims.SettleAll(ctx, marks)
 		if err == nil {
 			break
@@ -211,18 +223,11 @@ func (rc *recorder) mark(ctx context.Context, notes []*note) {
 			return
 		}
 	}
-	if len(marks) > 0 {
-		rc.mu.Lock()
-		rc.marked = time.Now()
-		rc.mu.Unlock()
-	}
+	rc.mu.Lock()
+	rc.marked = time.Now()
+	rc.mu.Unlock()
 	for _, n := range notes {
-		sh := n.j.p.shard
-		sh.mu.Lock()
-		sh.end(n.j, true)
-		sh.mu.Unlock()
-		if n.mark != nil {
-			<-rc.room
-		}
+		rc.s.end(n.j, true)
+		<-rc.room
 	}
 }

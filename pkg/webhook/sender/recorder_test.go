@@ -19,8 +19,8 @@ import (
 // outcomes again.
 func TestUnrecordedOutcomesAreBounded(t *testing.T) {
 	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
-		const inFlight, each = 5, 4
-		const most = 2 * inFlight
+		const inFlight, unrecorded, each = 5, 3, 4
+		const most = inFlight + unrecorded
 		rc := b.receive(nil)
 		sub := b.subscribe(rc.url)
 		ids := b.deliverMany(sub, each)
@@ -28,16 +28,8 @@ func TestUnrecordedOutcomesAreBounded(t *testing.T) {
 			sub = b.neighbour(sub, rc.url)
 			ids = append(ids, b.deliverMany(sub, each)...)
 		}
-		var away atomic.Bool
-		away.Store(true)
-		b.virtual.cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
-			b.virtual.cluster.KeepControl()
-			if !away.Load() {
-				return nil, nil, false
-			}
-			return nil, errors.New("away"), true
-		})
-		snd := b.start(func(cfg *sender.Config) { cfg.InFlight = inFlight })
+		takesOutcomes := b.refuseOutcomes()
+		snd := b.start(func(cfg *sender.Config) { cfg.InFlight, cfg.Unrecorded = inFlight, unrecorded })
 		for range most {
 			rc.next()
 		}
@@ -46,7 +38,7 @@ func TestUnrecordedOutcomesAreBounded(t *testing.T) {
 		if n := len(rc.arrived); n > 0 {
 			t.Errorf("%d requests were made beyond %d", n, most)
 		}
-		away.Store(false)
+		takesOutcomes()
 		for range len(ids) - most {
 			rc.next()
 		}
@@ -56,4 +48,27 @@ func TestUnrecordedOutcomesAreBounded(t *testing.T) {
 		b.wantCount(b.topics.Parked(), 0)
 		b.wantAllCommitted(b.topics.Deliveries())
 	})
+}
+
+// refuseOutcomes has the broker in memory take no attempts until the returned
+// function is called.
+func (b *bench) refuseOutcomes() (takes func()) {
+	b.t.Helper()
+	topics, err := b.adm.ListTopics(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	attempts := topics[b.topics.Attempts()]
+	var away atomic.Bool
+	away.Store(true)
+	b.virtual.cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		b.virtual.cluster.KeepControl()
+		for _, t := range r.(*kmsg.ProduceRequest).Topics {
+			if away.Load() && t.TopicID == attempts.ID {
+				return nil, errors.New("away"), true
+			}
+		}
+		return nil, nil, false
+	})
+	return func() { away.Store(false) }
 }

@@ -92,9 +92,12 @@ type Config struct {
 	Timeout time.Duration
 	// MarkLife is how far back marks are rebuilt from attempts. Default 8 days.
 	MarkLife time.Duration
-	// InFlight bounds the requests under way, and also the outcomes that wait to be
-	// on record: both may be made twice if the process is killed. Default 1024.
+	// InFlight bounds the requests under way. Default 1024.
 	InFlight int
+	// Unrecorded bounds the outcomes that wait to be on record and marked. If the
+	// process is killed, their requests may be made twice, as those under way. Default
+	// 4096.
+	Unrecorded int
 	// PerEndpoint bounds the requests under way to one subscription. How many there
 	// are, from 1 up to here, depends on how it answers. Default 64.
 	PerEndpoint int
@@ -141,6 +144,7 @@ func (c *Config) defaults() {
 	setDefault(&c.LaneWait, time.Second)
 	setDefault(&c.GiveUpAfter, 5*24*time.Hour)
 	setDefault(&c.InFlight, 1024)
+	setDefault(&c.Unrecorded, 4096)
 	setDefault(&c.PerEndpoint, 64)
 	setDefault(&c.BreakAfter, 100)
 	setDefault(&c.Window, 256)
@@ -166,7 +170,7 @@ func (c *Config) validate() error {
 		return errors.New("sender: Subscriptions, Open, Claims, Standing, Client and Log are required")
 	case c.RetryAfterCap < 0 || c.Timeout < 0 || c.MarkLife < 0 || c.Drain < 0 || c.LaneWait < 0 || c.GiveUpAfter < 0:
 		return errors.New("sender: durations must be positive")
-	case c.InFlight < 1 || c.PerEndpoint < 1 || c.BreakAfter < 1 || c.Window < 1 || c.WindowBytes < 1 || c.DrawBytes < 1:
+	case c.InFlight < 1 || c.Unrecorded < 1 || c.PerEndpoint < 1 || c.BreakAfter < 1 || c.Window < 1 || c.WindowBytes < 1 || c.DrawBytes < 1:
 		return errors.New("sender: bounds must be positive")
 	}
 	return c.Schedule.Validate()

@@ -131,11 +131,11 @@ func (r *redis) Claim(ctx context.Context, id string, attempt int) (dedupe.Claim
 	return r.Memory.Claim(ctx, id, attempt)
 }
 
-func (r *redis) Settle(ctx context.Context, id string, attempt int, token, outcome string) error {
+func (r *redis) SettleAll(ctx context.Context, all []dedupe.Settlement) error {
 	if err := r.gone(); err != nil {
 		return err
 	}
-	return r.Memory.Settle(ctx, id, attempt, token, outcome)
+	return r.Memory.SettleAll(ctx, all)
 }
 
 // Deliveries that wait for Redis are not under way: stopping is immediate.
@@ -190,6 +190,36 @@ func TestStopWithoutRedisRemembersWhatIsRecorded(t *testing.T) {
 		time.Sleep(time.Minute) // virtual; longer than the lost claim
 		snd.stop()
 		rc.wantOnce(t, d.ID)
+	})
+}
+
+// While Redis is away the outcomes of what is under way go on record, batch after
+// batch, and are marked when it is back.
+func TestOutcomesAreRecordedWithoutRedis(t *testing.T) {
+	inVirtualTime(t, short, func(t *testing.T, b *bench) {
+		claims := new(redis)
+		b.claims = claims
+		const underWay = 3
+		var came atomic.Int64
+		rc := b.receive(func(http.ResponseWriter, *http.Request, int) { time.Sleep(time.Duration(came.Add(1)) * time.Second) })
+		snd := b.start()
+		ids := b.deliverMany(b.subscribe(rc.url), underWay)
+		for range underWay {
+			rc.next()
+		}
+		claims.cut.Store(true)
+		time.Sleep((underWay + 1) * time.Second) // virtual; each has been answered a second after the other
+		b.wantCount(b.topics.Attempts(), underWay)
+		claims.cut.Store(false)
+		time.Sleep(time.Second)
+		for _, id := range ids {
+			if c, err := claims.Claim(t.Context(), id, 1); err != nil || c.Outcome != webhook.Delivered {
+				t.Errorf("%s is marked as %+v, %v", id, c, err)
+			}
+		}
+		snd.stop()
+		rc.wantOnce(t, ids...)
+		b.wantAllCommitted(b.topics.Deliveries())
 	})
 }
 
