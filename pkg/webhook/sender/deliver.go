@@ -199,7 +199,9 @@ func (s *Sender) attempt(j *job, sub *webhook.Subscription, signer *webhook.Sign
 	}
 	header := make(endpoint.Header, 0, 10)
 	signer.Sign(header.Add, j.d, at)
+	j.lane.wire.asked()
 	result := s.cfg.Client.Post(j.p.hard, endpoint.Request{URL: sub.TargetURL, Header: header, Body: j.d.Body})
+	j.lane.wire.ended(time.Now())
 	if j.p.hard.Err() != nil && result.Status == 0 {
 		// Stopped in the middle: nobody knows whether it arrived. The claim stays,
 		// so that it is not tried again before this request is surely over.

@@ -1,6 +1,7 @@
 package sender_test
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/arsmedicatech/webhooks/internal/testenv"
 	"github.com/arsmedicatech/webhooks/pkg/webhook"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
 	"github.com/arsmedicatech/webhooks/pkg/webhook/sender"
 )
 
@@ -165,10 +167,22 @@ func TestParkedAreDrawnInOrder(t *testing.T) {
 	})
 }
 
+// slow is a store that takes its time.
+type slow struct {
+	sender.Claims
+	by time.Duration
+}
+
+func (s *slow) Claim(ctx context.Context, id string, attempt int) (dedupe.Claim, error) {
+	time.Sleep(s.by)
+	return s.Claims.Claim(ctx, id, attempt)
+}
+
 // One that is well but has far more waiting than it takes at a time gives way
 // too.
 func TestFloodGivesWay(t *testing.T) {
 	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
+		b.claims = &slow{b.claims, time.Millisecond}
 		flooded := b.receive(func(http.ResponseWriter, *http.Request, int) { time.Sleep(5 * time.Millisecond) })
 		well := b.receive(nil)
 		a := b.subscribe(flooded.url)

@@ -2,6 +2,7 @@ package sender
 
 import (
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -62,17 +63,45 @@ type lane struct {
 	turn                 uint // counts what was picked
 	backlogs             [classes]backlog
 
-	pace     pace
-	tokens   int       // requests that the rate limit has granted
-	paused   time.Time // nothing is begun before
-	answered time.Time // when a request ended last, however it did
-	wakes    bool      // something will start the lane again
-	idle     time.Time // since when there is nothing to do
+	pace   pace
+	tokens int       // requests that the rate limit has granted
+	paused time.Time // nothing is begun before
+	wire   wire
+	wakes  bool      // something will start the lane again
+	idle   time.Time // since when there is nothing to do
 
 	failing failing
 	opened  atomic.Pointer[opened]
 
 	lined bool // the lock of slots guards it
+}
+
+// wire is what of a lane is at its endpoint. A delivery that is under way may also
+// wait for Redis, or for room for its outcome, for which the endpoint is not to blame.
+type wire struct {
+	mu       sync.Mutex
+	asking   int       // requests without an answer
+	answered time.Time // when a request ended last, however it did
+}
+
+func (w *wire) asked() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asking++
+}
+
+func (w *wire) ended(at time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asking--
+	w.answered = at
+}
+
+// state returns how many requests have no answer, and when one ended last.
+func (w *wire) state() (asking int, answered time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asking, w.answered
 }
 
 // opened signs with a subscription's secret, as long as that stays the same.
@@ -163,22 +192,27 @@ const (
 )
 
 // blocked says whether it is the endpoint that keeps a class of the lane's
-// deliveries waiting, rather than a lack of places.
+// deliveries waiting: it has as many as it may, and most of them are there, not
+// counting one that has just begun. Else it is a lack of places, or of what the sender
+// itself needs.
 func (ln *lane) blocked(c class, now time.Time) bool {
 	n, again := ln.pace.allowed(now)
-	return now.Before(again) || now.Before(ln.paused) || ln.running >= n || c == bulk && !ln.roomForBulk()
+	asking, _ := ln.wire.state()
+	full := ln.running >= n && asking+1 >= n-n/4
+	return now.Before(again) || now.Before(ln.paused) || full || c == bulk && !ln.roomForBulk()
 }
 
 // silent says whether a delivery that was not drawn has waited since before then,
 // for an endpoint that has answered nothing since it came.
 func (ln *lane) silent(then, now time.Time) bool {
+	asking, answered := ln.wire.state()
 	for _, q := range ln.queues() {
 		i := slices.IndexFunc(*q, func(j *job) bool { return !j.drawn })
 		if i < 0 {
 			continue
 		}
 		j := (*q)[i]
-		if j.since.Before(then) && ln.answered.Before(j.since) && (ln.running > 0 || ln.blocked(classOf(j.d), now)) {
+		if j.since.Before(then) && answered.Before(j.since) && (asking > 0 || ln.blocked(classOf(j.d), now)) {
 			return true
 		}
 	}

@@ -2,10 +2,12 @@ package sender
 
 import (
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/arsmedicatech/webhooks/pkg/checkpoint"
+	"github.com/arsmedicatech/webhooks/pkg/webhook"
 )
 
 // A lane is kept as long as something that was drawn is open, though nothing waits
@@ -27,6 +29,50 @@ func TestLaneOfWhatIsBeingRecorded(t *testing.T) {
 		if ln.used() {
 			t.Errorf("of class %d nothing is open, and the lane is used", c)
 		}
+	}
+}
+
+// A lane is blocked by its endpoint if it has as many requests as it may, and most of
+// them are there: else they wait for Redis or Kafka.
+func TestBlockedByTheEndpoint(t *testing.T) {
+	const most = 8
+	now := time.Now()
+	for _, one := range []struct {
+		running, asking int
+		blocked         bool
+	}{
+		{0, 0, false}, {most - 1, most - 1, false}, {most, 0, false}, {most, most / 2, false}, {most, most - 2, true}, {most, most, true},
+	} {
+		ln := &lane{pace: newPace(most, 100), running: one.running}
+		for range one.asking {
+			ln.wire.asked()
+		}
+		if got := ln.blocked(live, now); got != one.blocked {
+			t.Errorf("blocked is %v with %d of %d requests under way, %d of them at the endpoint", got, one.running, most, one.asking)
+		}
+	}
+}
+
+// An endpoint is silent if it has a request and has answered nothing for as long as
+// one of its deliveries waits.
+func TestSilentEndpoint(t *testing.T) {
+	came := time.Now()
+	then, now := came.Add(time.Second), came.Add(2*time.Second)
+	ln := &lane{pace: newPace(8, 100), running: 2, fresh: []*job{{since: came, d: &webhook.Delivery{}}}}
+	if ln.silent(then, now) {
+		t.Error("nothing is asked of it, and it is silent")
+	}
+	ln.wire.asked()
+	ln.wire.asked()
+	if !ln.silent(then, now) {
+		t.Error("it has answered nothing, and is not silent")
+	}
+	if ln.silent(came, now) {
+		t.Error("nothing has waited for long, and it is silent")
+	}
+	ln.wire.ended(then)
+	if ln.silent(then, now) {
+		t.Error("it has answered since, and is silent")
 	}
 }
 

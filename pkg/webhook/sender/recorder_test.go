@@ -50,6 +50,38 @@ func TestUnrecordedOutcomesAreBounded(t *testing.T) {
 	})
 }
 
+// Endpoints that have answered are not to blame for what waits behind outcomes that
+// Kafka is slow to take: nothing of theirs is parked.
+func TestOutcomesThatWaitBlameNobody(t *testing.T) {
+	inVirtualTime(t, webhook.DefaultSchedule(), func(t *testing.T, b *bench) {
+		const lanes, each, window = 8, 20, 32
+		rc := b.receive(nil)
+		first := b.subscribe(rc.url)
+		subs := []*subscription{first}
+		for range lanes - 1 {
+			subs = append(subs, b.neighbour(first, rc.url))
+		}
+		takesOutcomes := b.refuseOutcomes()
+		var ids []string
+		deliver := func(each int) {
+			for _, s := range subs {
+				ids = append(ids, b.deliverMany(s, each)...)
+			}
+		}
+		snd := b.start(func(cfg *sender.Config) { cfg.InFlight, cfg.Unrecorded, cfg.Window = lanes, 1, window })
+		deliver(2) // more than there is room for
+		time.Sleep(50 * time.Millisecond)
+		deliver(each)
+		time.Sleep(700 * time.Millisecond) // silent endpoints are noticed within 300 ms
+		b.wantCount(b.topics.Attempts(), 0)
+		takesOutcomes()
+		b.attempts(len(ids))
+		snd.stop()
+		rc.wantOnce(t, ids...)
+		b.wantCount(b.topics.Parked(), 0)
+	})
+}
+
 // refuseOutcomes has the broker in memory take no attempts until the returned
 // function is called.
 func (b *bench) refuseOutcomes() (takes func()) {

@@ -362,10 +362,8 @@ func (sh *shard) after(ln *lane, j *job, l lesson) *job {
 	broken := ln.pace.broken()
 	switch l.kind {
 	case good:
-		ln.answered = now
 		ln.pace.succeeded(l.began, now, l.latency, full)
 	case bad, overloaded:
-		ln.answered = now
 		ln.pace.failed(l.began, now, l.kind == overloaded)
 	case pausing:
 		ln.paused = now.Add(l.wait)
