@@ -240,12 +240,17 @@ func (sh *shard) makeRoom() {
 			sh.clear(ln)
 		}
 	}
-	sh.at(now.Add(makeRoomEvery), sh.makeRoom)
+	rest := min(max(makeRoomEvery, makeRoomShare*time.Since(now)), sh.s.cfg.LaneWait)
+	sh.at(now.Add(rest), sh.makeRoom)
 }
 
-// makeRoomEvery is how often a shard that has no room looks for lanes that take it
-// for nothing.
-const makeRoomEvery = 20 * time.Millisecond
+// A shard that has no room looks for lanes that take it for nothing every
+// makeRoomEvery, or less often if there are so many that it would spend more than one
+// in makeRoomShare of its time on that.
+const (
+	makeRoomEvery = 20 * time.Millisecond
+	makeRoomShare = 100
+)
 
 // tell tells those that wait that there may be room.
 func (sh *shard) tell() {
