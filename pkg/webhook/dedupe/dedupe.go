@@ -98,7 +98,7 @@ func (v Verdict) String() string {
 type Claim struct {
 	Verdict Verdict
 
-	// Granted: Token proves the claim to Settle and Release. Deadline is the end of the lease on the caller's own
+	// Granted: Token proves the claim to SettleAll and Release. Deadline is the end of the lease on the caller's own
 	// clock, counted from before the request left, so it never lies behind the end that the store enforces.
 	Token    string
 	Deadline time.Time

@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe"
+	"github.com/arsmedicatech/webhooks/pkg/webhook/dedupe/dedupetest"
 )
 
 // patient returns options of a client that waits as long as a gate is closed,
@@ -71,17 +72,14 @@ func TestCallsShareRoundTrips(t *testing.T) {
 	}
 }
 
-func TestAbandonedClaimIsGivenBack(t *testing.T) {
-	m := miniredis.RunT(t)
-	s := openStore(t, patient(m))
+// leave ends the context of a call during its round trip, which then ends, and the store is closed.
+func leave(t *testing.T, m *miniredis.Miniredis, s *dedupe.Redis, call func(context.Context) error) {
+	t.Helper()
 	entered, open := gate(m)
 	defer open()
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
-	go func() {
-		_, err := s.Claim(ctx, "a", 1)
-		failed <- err
-	}()
+	go func() { failed <- call(ctx) }()
 	<-entered
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
@@ -91,6 +89,15 @@ func TestAbandonedClaimIsGivenBack(t *testing.T) {
 	if err := s.Close(); err != nil { // ends the round trip
 		t.Fatal(err)
 	}
+}
+
+func TestAbandonedClaimIsGivenBack(t *testing.T) {
+	m := miniredis.RunT(t)
+	s := openStore(t, patient(m))
+	leave(t, m, s, func(ctx context.Context) error {
+		_, err := s.Claim(ctx, "a", 1)
+		return err
+	})
 	if keys := m.Keys(); !slices.Equal(keys, []string{"wh:epoch"}) {
 		t.Errorf("there are keys %v, want no claim", keys)
 	}
@@ -117,28 +124,15 @@ func TestSettleAll(t *testing.T) {
 func TestSettleAllIsLeft(t *testing.T) {
 	m := miniredis.RunT(t)
 	s := openStore(t, patient(m))
-	entered, open := gate(m)
-	defer open()
-	ctx, cancel := context.WithCancel(t.Context())
-	failed := make(chan error)
-	go func() {
-		failed <- s.SettleAll(ctx, []dedupe.Settlement{
+	leave(t, m, s, func(ctx context.Context) error {
+		return s.SettleAll(ctx, []dedupe.Settlement{
 			{ID: "a", Attempt: 1, Outcome: dedupe.Delivered}, {ID: "b", Attempt: 1, Outcome: dedupe.Delivered},
 		})
-	}()
-	<-entered
-	cancel()
-	if err := <-failed; !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want the context's error", err)
-	}
-	open()
-	if err := s.Close(); err != nil { // ends the round trip
-		t.Fatal(err)
-	}
+	})
 	if keys := m.Keys(); !slices.Equal(keys, []string{"wh:epoch", "wh:m:a", "wh:m:b"}) {
 		t.Errorf("there are keys %v, want both marks", keys)
 	}
-	if err := s.SettleAll(t.Context(), []dedupe.Settlement{{ID: "a", Attempt: 1, Outcome: dedupe.Delivered}}); !errors.Is(err, dedupe.ErrClosed) {
+	if err := s.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Delivered)); !errors.Is(err, dedupe.ErrClosed) {
 		t.Errorf("after Close: %v, want ErrClosed", err)
 	}
 }
@@ -178,7 +172,7 @@ func TestClose(t *testing.T) {
 	_, claim := s.Claim(t.Context(), "a", 1)
 	for name, err := range map[string]error{
 		"claim":   claim,
-		"settle":  s.Settle(t.Context(), "a", 1, "", dedupe.Delivered),
+		"settle":  s.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Delivered)),
 		"open":    s.Open(t.Context()),
 		"restore": s.Restore(t.Context(), nothing),
 		"check":   s.Check(t.Context()),

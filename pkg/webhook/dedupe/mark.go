@@ -2,7 +2,7 @@ package dedupe
 
 import "fmt"
 
-// The outcomes that Settle accepts. All but Failed end the delivery.
+// The outcomes that SettleAll accepts. All but Failed end the delivery.
 const (
 	Delivered = "delivered"
 	Failed    = "failed"

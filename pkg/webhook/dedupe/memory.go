@@ -65,36 +65,35 @@ func (m *Memory) Claim(ctx context.Context, id string, attempt int) (Claim, erro
 	return c, nil
 }
 
-// Settle does what Redis.Settle does.
-func (m *Memory) Settle(ctx context.Context, id string, attempt int, token, outcome string) error {
-	o, err := parseOutcome(outcome)
+// SettleAll does what Redis.SettleAll does.
+func (m *Memory) SettleAll(ctx context.Context, all []Settlement) error {
+	var failed error
+	for _, one := range all {
+		if err := m.settle(ctx, one); err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+func (m *Memory) settle(ctx context.Context, one Settlement) error {
+	o, err := parseOutcome(one.Outcome)
 	if err != nil {
 		return err
 	}
-	if err := check(ctx, id, attempt); err != nil {
+	if err := check(ctx, one.ID, one.Attempt); err != nil {
 		return err
 	}
 	now := m.lock()
 	defer m.mu.Unlock()
-	m.add(now, id, attempt, o)
-	if token != "" {
-		delete(m.claims, attemptKey{id, attempt})
+	m.add(now, one.ID, one.Attempt, o)
+	if one.Token != "" {
+		delete(m.claims, attemptKey{one.ID, one.Attempt})
 	}
 	if m.lost {
 		return ErrLost
 	}
 	return nil
-}
-
-// SettleAll does what Redis.SettleAll does.
-func (m *Memory) SettleAll(ctx context.Context, all []Settlement) error {
-	var failed error
-	for _, one := range all {
-		if err := m.Settle(ctx, one.ID, one.Attempt, one.Token, one.Outcome); err != nil {
-			failed = err
-		}
-	}
-	return failed
 }
 
 // Release does what Redis.Release does.

@@ -24,7 +24,7 @@ func TestMemory(t *testing.T) {
 func TestMemoryForgetsOldMarks(t *testing.T) {
 	clock := time.Now()
 	m := &dedupe.Memory{Now: func() time.Time { return clock }, MarkLife: time.Hour}
-	err := m.Settle(t.Context(), "a", 1, "", dedupe.Delivered)
+	err := m.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Delivered))
 	clock = clock.Add(time.Hour)
 	c, claimErr := m.Claim(t.Context(), "a", 1)
 	if err := errors.Join(err, claimErr); err != nil || c.Verdict != dedupe.Granted {

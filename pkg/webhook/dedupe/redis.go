@@ -139,19 +139,8 @@ func (s *Redis) Claim(ctx context.Context, id string, attempt int) (Claim, error
 	return s.ask(ctx, &request{op: opClaim, id: id, attempt: attempt, token: s.newToken()})
 }
 
-// Settle writes down how an attempt ended: Delivered, Failed, Dead or Discarded. The sender calls it after Kafka has
-// acknowledged the attempt's record, with the token of its claim, or "" for an attempt that ended without one. It
-// may be repeated, and must be after an error, also after ErrLost once the marks are restored. Errors are those of Claim.
-func (s *Redis) Settle(ctx context.Context, id string, attempt int, token, outcome string) error {
-	o, err := parseOutcome(outcome)
-	if err != nil {
-		return err
-	}
-	_, err = s.ask(ctx, &request{op: opSettle, id: id, attempt: attempt, token: token, outcome: o})
-	return err
-}
-
-// Settlement is what Settle writes down.
+// Settlement is how an attempt ended: Delivered, Failed, Dead or Discarded. Token is that of its claim, or "" for an
+// attempt that ended without one.
 type Settlement struct {
 	ID      string
 	Attempt int
@@ -159,8 +148,9 @@ type Settlement struct {
 	Outcome string
 }
 
-// SettleAll does what Settle does for each of many, in few round trips. After an error some may be settled; all can be
-// repeated.
+// SettleAll writes down how attempts ended, in few round trips. The sender calls it after Kafka has acknowledged the
+// attempts' records. It may be repeated, and must be after an error, when some may be settled; also after ErrLost once
+// the marks are restored. Errors are those of Claim.
 func (s *Redis) SettleAll(ctx context.Context, all []Settlement) error {
 	if len(all) == 0 {
 		return nil

@@ -162,7 +162,7 @@ func TestLifeOfAMark(t *testing.T) {
 	m := miniredis.RunT(t)
 	s := openStore(t, options(m), func(c *dedupe.Config) { c.MarkLife = life })
 	for _, attempt := range []int{1, 1, 2} { // a new mark, one settled twice, one that grows
-		if err := s.Settle(t.Context(), "a", attempt, "", dedupe.Failed); err != nil {
+		if err := s.SettleAll(t.Context(), dedupetest.One("a", attempt, "", dedupe.Failed)); err != nil {
 			t.Fatal(err)
 		}
 		if ttl := m.TTL("wh:m:a"); ttl != life {
@@ -180,7 +180,7 @@ func TestLifeOfAMark(t *testing.T) {
 func TestRefusedClaimsLeaveNothing(t *testing.T) {
 	m := miniredis.RunT(t)
 	s := openStore(t, options(m))
-	if err := s.Settle(t.Context(), "a", 1, "", dedupe.Failed); err != nil {
+	if err := s.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Failed)); err != nil {
 		t.Fatal(err)
 	}
 	for _, attempt := range []int{1, 3} { // settled, early
@@ -224,7 +224,7 @@ func TestFlushInTheMiddleOfARoundTrip(t *testing.T) {
 	for _, command := range []string{"SET", "MGET"} {
 		m := miniredis.RunT(t)
 		s := openStore(t, options(m))
-		if err := s.Settle(t.Context(), "a", 1, "", dedupe.Delivered); err != nil {
+		if err := s.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Delivered)); err != nil {
 			t.Fatal(err)
 		}
 		m.Server().SetPreHook(func(_ *server.Peer, cmd string, _ ...string) bool {
@@ -262,7 +262,7 @@ func TestRestartFromSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	setRun("two")
-	if err := s.Settle(t.Context(), "a", 1, "", dedupe.Delivered); !errors.Is(err, dedupe.ErrLost) {
+	if err := s.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Delivered)); !errors.Is(err, dedupe.ErrLost) {
 		t.Errorf("settle after the restart: got %v, want ErrLost", err)
 	}
 	if err := s.Open(t.Context()); !errors.Is(err, dedupe.ErrLost) {
@@ -297,7 +297,7 @@ func TestUnreachable(t *testing.T) {
 	_, claim := s.Claim(t.Context(), "a", 1)
 	for name, err := range map[string]error{
 		"claim":   claim,
-		"settle":  s.Settle(t.Context(), "a", 1, "", dedupe.Delivered),
+		"settle":  s.SettleAll(t.Context(), dedupetest.One("a", 1, "", dedupe.Delivered)),
 		"release": s.Release(t.Context(), "a", 1, "token"),
 		"open":    s.Open(t.Context()),
 		"restore": s.Restore(t.Context(), nothing),
@@ -331,7 +331,7 @@ func TestRefusedWrites(t *testing.T) {
 		t.Errorf("claim: got %+v, %v; want ErrUnavailable that names the cause", c, err)
 	}
 	for attempt := 1; attempt <= 2; attempt++ {
-		if err := s.Settle(t.Context(), "refused", attempt, "", dedupe.Failed); !errors.Is(err, dedupe.ErrUnavailable) {
+		if err := s.SettleAll(t.Context(), dedupetest.One("refused", attempt, "", dedupe.Failed)); !errors.Is(err, dedupe.ErrUnavailable) {
 			t.Errorf("settle attempt %d: got %v, want ErrUnavailable", attempt, err)
 		}
 	}

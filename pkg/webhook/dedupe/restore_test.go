@@ -152,7 +152,7 @@ func TestRestoreManyOverExistingMarks(t *testing.T) {
 	id := func(i int) string { return fmt.Sprint("delivery-", i) }
 	for i := range deliveries {
 		if i%2 == 0 { // half of the marks survived, and know more than the log
-			if err := s.Settle(t.Context(), id(i), 3, "", dedupe.Failed); err != nil {
+			if err := s.SettleAll(t.Context(), dedupetest.One(id(i), 3, "", dedupe.Failed)); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -19,9 +19,14 @@ import (
 // Store is what the suite tries: the calls of the sender, and Restore.
 type Store interface {
 	Claim(ctx context.Context, id string, attempt int) (dedupe.Claim, error)
-	Settle(ctx context.Context, id string, attempt int, token, outcome string) error
+	SettleAll(ctx context.Context, all []dedupe.Settlement) error
 	Release(ctx context.Context, id string, attempt int, token string) error
 	Restore(ctx context.Context, load dedupe.Load) error
+}
+
+// One returns a single settlement for SettleAll.
+func One(id string, attempt int, token, outcome string) []dedupe.Settlement {
+	return []dedupe.Settlement{{ID: id, Attempt: attempt, Token: token, Outcome: outcome}}
 }
 
 // Subject is a store, open and empty, with a lease of [Lease], and what the suite does to it from outside.
@@ -164,9 +169,9 @@ func testBadCalls(t *testing.T, s Subject) {
 		"claim of attempt 0":          zero,
 		"claim of a huge attempt":     huge,
 		"claim after the end":         late,
-		"settle of a huge attempt":    s.Settle(ctx, id, 1<<30, "", dedupe.Failed),
-		"settle with unknown outcome": s.Settle(ctx, id, 1, "", "lost"),
-		"settle after the end":        s.Settle(cancelled, id, 1, "", dedupe.Failed),
+		"settle of a huge attempt":    s.SettleAll(ctx, One(id, 1<<30, "", dedupe.Failed)),
+		"settle with unknown outcome": s.SettleAll(ctx, One(id, 1, "", "lost")),
+		"settle after the end":        s.SettleAll(cancelled, One(id, 1, "", dedupe.Failed)),
 		"release of attempt -1":       s.Release(ctx, id, -1, "token"),
 	} {
 		if err == nil || errors.Is(err, dedupe.ErrUnavailable) || errors.Is(err, dedupe.ErrLost) {
@@ -228,7 +233,7 @@ func testStorm(t *testing.T, s Subject) {
 			return s.Release(ctx, ids[d], attempt, c.Token)
 		}
 		st.holders.Add(-1)
-		if err := s.Settle(ctx, ids[d], attempt, c.Token, dedupe.Failed); err != nil {
+		if err := s.SettleAll(ctx, One(ids[d], attempt, c.Token, dedupe.Failed)); err != nil {
 			return err
 		}
 		if n := st.settled.Add(1); n != 1 {
@@ -263,7 +268,7 @@ func testLoss(t *testing.T, s Subject) {
 		t.Fatalf("a claim after the loss: error %v, want ErrLost", err)
 	}
 	// Settling says so too, but what it settles stays settled.
-	if err := s.Settle(ctx, flying, 1, token, dedupe.Delivered); !errors.Is(err, dedupe.ErrLost) {
+	if err := s.SettleAll(ctx, One(flying, 1, token, dedupe.Delivered)); !errors.Is(err, dedupe.ErrLost) {
 		t.Fatalf("settling after the loss: error %v, want ErrLost", err)
 	}
 	if err := s.Restore(ctx, func(_ context.Context, yield func(string, int, string) error) error {
@@ -351,7 +356,7 @@ func expect(t rapid.TB, s Subject, id string, attempt int, want dedupe.Claim) {
 
 func settle(t rapid.TB, s Subject, id string, attempt int, token, outcome string) {
 	t.Helper()
-	if err := s.Settle(context.Background(), id, attempt, token, outcome); err != nil {
+	if err := s.SettleAll(context.Background(), One(id, attempt, token, outcome)); err != nil {
 		t.Fatalf("settle attempt %d as %s: %v", attempt, outcome, err)
 	}
 }
