@@ -185,8 +185,8 @@ func (rc *recorder) append(ctx context.Context, notes []*note, part func(*note) 
 	return done
 }
 
-// patience is how long a batch waits for all its records, and then for its marks: what
-// is answered later goes on with a later batch.
+// patience is how long a batch waits for all its records, and then for its marks. What
+// takes longer does not hold up the next batch.
 const patience = 250 * time.Millisecond
 
 // settle takes the answer to a record, and says whether that part of its note is
