@@ -103,6 +103,7 @@ func TestAbandonedClaimIsGivenBack(t *testing.T) {
 	}
 }
 
+// Settling leaves the marks, and nothing of the claims.
 func TestSettleAll(t *testing.T) {
 	m := miniredis.RunT(t)
 	s := openStore(t, patient(m))
@@ -110,8 +111,18 @@ func TestSettleAll(t *testing.T) {
 		t.Errorf("none: %v", err)
 	}
 	all := []dedupe.Settlement{{ID: "a", Attempt: 1, Outcome: dedupe.Delivered}, {ID: "b", Attempt: 1, Outcome: dedupe.Failed}}
+	for i, one := range all {
+		c, err := s.Claim(t.Context(), one.ID, 1)
+		if err != nil || c.Verdict != dedupe.Granted {
+			t.Fatalf("%s: got %+v, %v; want it granted", one.ID, c, err)
+		}
+		all[i].Token = c.Token
+	}
 	if err := s.SettleAll(t.Context(), all); err != nil {
 		t.Fatal(err)
+	}
+	if keys := m.Keys(); !slices.Equal(keys, []string{"wh:epoch", "wh:m:a", "wh:m:b"}) {
+		t.Errorf("there are keys %v, want both marks and no claim", keys)
 	}
 	for _, one := range all {
 		if c, err := s.Claim(t.Context(), one.ID, 1); err != nil || c.Verdict != dedupe.Settled {
